@@ -1,0 +1,55 @@
+"""Snapshots: how the images of chosen classes looked while they were optimised, and how their losses fell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from delt import storage
+
+FILE = "snapshots.safetensors"
+
+
+@dataclass
+class Snapshots:
+    """S snapshots of R images; the last one is the finished set.
+
+    `iterations[s, r]` is the iteration before whose update image r was taken at snapshot s. `readings` are the losses
+    at the same iterations: one dict per group with `iteration`, `cross_entropy` (one value per active sub-batch) and
+    `bn` (the statistics distance, which belongs to the group as a whole).
+    """
+
+    images: Tensor  # uint8 [S,R,C,H,W]
+    iterations: Tensor  # int64 [S,R]
+    labels: Tensor  # int64 [R]
+    sub_batch: Tensor  # int64 [R]
+    readings: list[dict[str, Any]]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `snapshots.safetensors` and return its path."""
+        tensors = {name: getattr(self, name) for name in ("images", "iterations", "labels", "sub_batch")}
+        storage.write_tensors(folder / FILE, tensors, {"readings": json.dumps(self.readings)})
+        return [folder / FILE]
+
+    @staticmethod
+    def load(folder: Path) -> Snapshots:
+        """Read what `save` wrote.
+
+        Raises:
+            IntegrityError: the file is missing or damaged.
+        """
+        tensors, meta = storage.read_tensors(folder / FILE)
+        try:
+            return Snapshots(**tensors, readings=storage.parse_json(meta["readings"], folder / FILE))
+        except (KeyError, TypeError) as error:
+            raise storage.IntegrityError(f"{folder / FILE} holds no snapshots: {error!r}") from error
+
+    def of_class(self, label: int) -> Tensor:
+        """uint8 [S,n,C,H,W]: the recorded images of one class, early sub-batches first."""
+        rows = torch.nonzero(self.labels == label).squeeze(1)
+        return self.images[:, rows[self.sub_batch[rows].argsort(stable=True)]]

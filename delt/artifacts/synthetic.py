@@ -1,0 +1,170 @@
+"""The distilled images with their labels and history: PNG files in ImageFolder's layout and one table beside them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyarrow
+import pyarrow.parquet
+import torch
+from PIL import Image
+from torch import Tensor
+
+from delt import storage
+from delt.errors import DataError, IntegrityError
+
+MODES = {1: "L", 3: "RGB"}  # Pillow's mode by the number of channels
+
+
+@dataclass
+class SyntheticSet:
+    """Synthetic images, ordered by class and within a class by index (early sub-batches first).
+
+    Raises:
+        DataError: the parts do not fit together, or the images are not in the order of their classes.
+    """
+
+    images: Tensor  # uint8 [N,C,H,W], C 1 or 3
+    labels: Tensor  # int64 [N], ascending
+    classes: tuple[str, ...]  # names; the position is the label
+    sub_batch: Tensor  # int64 [N], which one the image joined with
+    iterations: Tensor  # int64 [N], pixel updates that the image had
+    source: list[str]  # what started each image, such as "train/123" or "noise"
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8 or self.images.shape[1] not in MODES:
+            raise DataError(f"images are {self.images.dtype} {list(self.images.shape)}; allowed is uint8 [N,C,H,W] with 1 or 3 channels")
+        lengths = {len(part) for part in (self.images, self.labels, self.sub_batch, self.iterations, self.source)}
+        if len(lengths) != 1:
+            raise DataError(f"images, labels, sub_batch, iterations and source have lengths {sorted(lengths)}; they must agree")
+        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise DataError(f"labels go from {int(self.labels.min())} to {int(self.labels.max())}; there are {len(self.classes)} classes")
+        if bool((self.labels.diff() < 0).any()):
+            raise DataError("images are not ordered by class; sort them by label first")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `synthetic/CLASS/INDEX.png` and `synthetic.parquet` into a run folder and return their paths.
+
+        Equal sets give equal bytes. An older `synthetic/` is replaced as a whole.
+
+        Raises:
+            StorageError: the disk is full or fails.
+        """
+        names = file_names(self.labels, self.classes)
+        storage.write_folder(folder / "synthetic", self._pngs(names))
+        storage.write_bytes(folder / "synthetic.parquet", self._table(names))
+        return [*(folder / "synthetic" / name for name in names), folder / "synthetic.parquet"]
+
+    def _pngs(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+        for name, image in zip(names, self.images, strict=True):
+            yield name, png_bytes(image)
+
+    def _table(self, names: list[str]) -> bytes:
+        table = pyarrow.table(
+            {
+                "file": pyarrow.array([f"synthetic/{name}" for name in names], pyarrow.string()),
+                "class_index": pyarrow.array(self.labels.tolist(), pyarrow.int64()),
+                "class_name": pyarrow.array([self.classes[label] for label in self.labels.tolist()], pyarrow.string()),
+                "sub_batch": pyarrow.array(self.sub_batch.tolist(), pyarrow.int64()),
+                "iterations": pyarrow.array(self.iterations.tolist(), pyarrow.int64()),
+                "source": pyarrow.array(self.source, pyarrow.string()),
+                "seed": pyarrow.array([self.seed] * len(self), pyarrow.int64()),
+            }
+        )
+        # What the rows cannot say: classes without an image, the shape and seed of an empty set.
+        facts = {"classes": list(self.classes), "shape": list(self.images.shape[1:]), "seed": self.seed}
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(table.replace_schema_metadata({"delt": storage.json_bytes(facts)}), sink)
+        return sink.getvalue()
+
+    @classmethod
+    def load(cls, folder: Path) -> SyntheticSet:
+        """Read what `save` wrote.
+
+        Raises:
+            IntegrityError: a file is missing, unreadable or not what the table says; it is named.
+        """
+        path = folder / "synthetic.parquet"
+        data = storage.read_bytes(path)
+        try:
+            table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+            facts = json.loads(table.schema.metadata[b"delt"])
+            columns: dict[str, list[Any]] = table.to_pydict()
+            labels = torch.tensor(columns["class_index"], dtype=torch.int64)
+            classes = tuple(str(name) for name in facts["classes"])
+            channels, height, width = (int(side) for side in facts["shape"])
+            sub_batch, iterations = (torch.tensor(columns[name], dtype=torch.int64) for name in ("sub_batch", "iterations"))
+            # Names are made again, not believed: a table cannot point anywhere else.
+            agree = columns["file"] == [f"synthetic/{name}" for name in file_names(labels, classes)]
+            parts = (labels, classes, sub_batch, iterations, [str(source) for source in columns["source"]], int(facts["seed"]))
+        except Exception as error:  # pyarrow promises no types, and any of them means the same here
+            raise IntegrityError(f"{path} is not a table of synthetic images: {error}") from error
+        if not agree:
+            raise IntegrityError(f"{path} is damaged: its file names are not those of its classes")
+        images = torch.empty(len(labels), channels, height, width, dtype=torch.uint8)
+        for row, name in enumerate(columns["file"]):
+            images[row] = read_png(folder / name, (channels, height, width))
+        try:
+            return cls(images, *parts)
+        except DataError as error:
+            raise IntegrityError(f"{path} is damaged: {error}") from error
+
+
+def class_folder(index: int, name: str, count: int) -> str:
+    """A folder name for class `index` of `count`: sorts in class order, and no name can leave the folder.
+
+    >>> class_folder(3, "../great white shark", 10)
+    '0003_great-white-shark'
+    """
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip(".-")
+    return f"{index:0{max(4, len(str(count - 1)))}d}_{slug or 'class'}"
+
+
+def file_names(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
+    """CLASS/INDEX.png for each label [N], counting from 0 within each class."""
+    folders = [class_folder(index, name, len(classes)) for index, name in enumerate(classes)]
+    seen = [0] * len(classes)
+    names = []
+    for label in labels.tolist():
+        names.append(f"{folders[label]}/{seen[label]:05d}.png")
+        seen[label] += 1
+    return names
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """Lossless PNG of a uint8 [C,H,W] image: equal pixels, equal bytes (for one version of Pillow and zlib)."""
+    array = numpy.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
+    sink = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Decode a PNG that must have this [C,H,W] shape.
+
+    Raises:
+        IntegrityError: it is missing, does not decode or has another shape (seen before pixels are decoded).
+    """
+    data = storage.read_bytes(path)
+    channels, height, width = shape
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            kind = (image.mode, image.height, image.width)
+            fits = kind == (MODES.get(channels), height, width)
+            pixels = torch.from_numpy(numpy.array(image)) if fits else torch.empty(0)
+    except Exception as error:  # Pillow promises no types, and any of them means the same here
+        raise IntegrityError(f"{path} is not a readable PNG: {error}") from error
+    if not fits:
+        raise IntegrityError(f"{path} has mode, height and width {kind}; expected {(MODES.get(channels), height, width)}")
+    return pixels.view(height, width, channels).permute(2, 0, 1)

@@ -1,0 +1,275 @@
+"""The teacher: a frozen network with the card that says what it knows, kept as NAME.safetensors beside NAME.json.
+
+A teacher carries the normalisation and the class order of its data; every later stage uses these. Published weights
+come in through `load_weights`, which never runs code from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from delt import storage
+from delt.data.images import DataInfo
+from delt.errors import IntegrityError, TeacherError, unknown
+from delt.models import zoo
+
+FILES = (".safetensors", ".pth", ".pt", ".pth.tar")
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the state dict
+
+
+@dataclass(frozen=True)
+class TeacherCard:
+    """What a teacher is and what it was made from."""
+
+    arch: str
+    width: int | None
+    classes: tuple[str, ...]  # in the order of the logits
+    channels: int
+    size: int  # pixels per side
+    mean: tuple[float, ...]  # per channel, of pixels in 0 .. 1
+    std: tuple[float, ...]
+    dataset: str
+    accuracy: float  # top-1 on the test images in %
+    source: str  # "trained", or the file or weight name that was loaded
+    fingerprint: str  # of the training data, "" where unknown
+    config: dict[str, Any]  # the teacher settings
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> TeacherCard:
+        """The card in a JSON object, whose lists become tuples; entries that are no fields are passed over.
+
+        Raises:
+            TeacherError: a field is missing.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in record]
+        if missing:
+            raise TeacherError(f"not a teacher's card: {', '.join(missing)} are missing; give the .json that was saved with the weights")
+        values: dict[str, Any] = {name: tuple(record[name]) if isinstance(record[name], list) else record[name] for name in names}
+        return cls(**values)
+
+
+@dataclass(eq=False)
+class Teacher:
+    """A network in evaluation mode whose weights take no gradient. Images are normalised float [N,C,H,W] by its card.
+
+    Between processes it travels as its weights and its card, and arrives on the CPU.
+    """
+
+    model: nn.Module
+    card: TeacherCard
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+
+    def __reduce__(self) -> tuple[Callable[..., Teacher], tuple[bytes, TeacherCard]]:
+        return Teacher.from_bytes, (self.to_bytes(), self.card)
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """Move to a device, in place."""
+        self.model.to(device)
+        return self
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [N,K]; the gradient flows to the images."""
+        out: Tensor = self.model(images)
+        return out
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled output [N,D]; the gradient flows to the images."""
+        return zoo.features(self.model, images)
+
+    def to_bytes(self) -> bytes:
+        """The weights and statistics as a safetensors file; equal weights, equal bytes."""
+        return storage.tensors_to_bytes(self.model.state_dict())
+
+    @classmethod
+    def from_bytes(cls, data: bytes, card: TeacherCard) -> Teacher:
+        """The teacher that `to_bytes` wrote, on the CPU.
+
+        Raises:
+            TeacherError: the weights do not fit the card.
+        """
+        model = zoo.build(card.arch, len(card.classes), card.channels, card.size, card.width)
+        tensors, _ = storage.bytes_to_tensors(data)
+        fill(model, tensors, card.arch, len(card.classes))
+        return cls(model, card)
+
+    def digest(self) -> str:
+        """sha256 over `to_bytes`: equal weights, equal digest."""
+        return storage.sha256_bytes(self.to_bytes())
+
+    def save(self, folder: Path | str, name: str = "teacher") -> Path:
+        """Write NAME.safetensors and NAME.json (the card, and the sha256 of the weights) into a folder, and return the first."""
+        path, data = Path(folder) / f"{name}.safetensors", self.to_bytes()
+        storage.write_bytes(path, data)
+        storage.write_json(path.with_name(f"{name}.json"), {**dataclasses.asdict(self.card), "sha256": storage.sha256_bytes(data)})
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> Teacher:
+        """Read a saved teacher from its .safetensors file, or from a folder that holds one.
+
+        Raises:
+            TeacherError: nothing there, several and none named teacher, no card beside the weights, or they do not fit.
+            IntegrityError: the weights are not those that were saved with the card.
+        """
+        file = _file_of(Path(path))
+        card = file.with_name(f"{file.name.removesuffix('.safetensors')}.json")
+        if not card.is_file():
+            raise TeacherError(f"{file} has no card {card.name} beside it; give a teacher that a run saved, or load it as plain weights")
+        record, data = storage.read_json(card), storage.read_bytes(file)
+        found, expected = storage.sha256_bytes(data), record.get("sha256")
+        if found != expected:
+            raise IntegrityError(f"{file} is not what {card.name} says: expected sha256 {expected}, found {found}")
+        return cls.from_bytes(data, TeacherCard.from_json(record))
+
+
+def check_classes(card: TeacherCard, info: DataInfo) -> None:
+    """Refuse a teacher that was made for other classes, another class order, or other images.
+
+    Raises:
+        TeacherError: naming the first three classes that differ, or the channels or size.
+    """
+    fix = "load a teacher of this data set, or leave teacher_weights out to train one"
+    if len(card.classes) != len(info.classes):
+        raise TeacherError(f"{_count(len(card.classes), len(info.classes))}; {fix}")
+    pairs = enumerate(zip(info.classes, card.classes, strict=True))
+    differ = [f"class {k} is '{data}' in the data set and '{own}' in the teacher" for k, (data, own) in pairs if data != own]
+    if differ:
+        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise TeacherError(f"{', '.join(differ[:3])}{more}; {fix}")
+    if (card.channels, card.size) != (info.channels, info.size):
+        own, data = f"{card.channels} x {card.size} x {card.size}", f"{info.channels} x {info.size} x {info.size}"
+        raise TeacherError(f"the teacher sees images of {own} values, the data set has {data}; {fix}")
+
+
+def load_weights(source: str, arch: str, width: int | None, info: DataInfo) -> nn.Module:
+    """A network for this data set with weights from elsewhere.
+
+    Args:
+        source: a .safetensors, .pth or .pt file that holds a state dict, or a torchvision weight name such as
+            IMAGENET1K_V1, which is downloaded where it is not in torch's cache.
+
+    Raises:
+        TeacherError: no such file or name, no download, a file with code in it, or weights that do not fit.
+        ConfigError: the architecture does not exist or cannot take these images.
+    """
+    model = zoo.build(arch, len(info.classes), info.channels, info.size, width)
+    state = _read(Path(source)) if source.endswith(FILES) else _download(source, arch)
+    fill(model, state, arch, len(info.classes))
+    return model
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], arch: str, classes: int) -> None:
+    """Copy a state dict into a network, all or nothing.
+
+    Tensor by tensor, since a plain file lacks the version marks that `load_state_dict` asks of some networks. BatchNorm
+    counters may be missing: old checkpoints have none.
+
+    Raises:
+        TeacherError: keys are missing or unexpected, or shapes differ; the first of each kind is named.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    differ = [name for name in own if name in state and state[name].shape != own[name].shape]
+    shapes = [f"{name} is {_shape(state[name])} for {_shape(own[name])}" for name in differ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    wrong = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
+    if wrong:
+        raise TeacherError(f"the weights do not fit {arch} for {classes} classes: {_classes_in(state, own, classes)}{'; '.join(wrong)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in state:
+                tensor.copy_(state[name])
+
+
+def _classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: int) -> str:
+    """The sentence about the number of classes, where the last layer's differs from the data set's."""
+    last = list(own)[-1]  # the head's weight or bias: its first axis counts the classes
+    given = len(state[last]) if last in state and state[last].ndim else classes
+    return "" if given == classes else f"{_count(given, classes)}; "
+
+
+def _count(teacher: int, data: int) -> str:
+    return f"a teacher for {teacher} classes, the data set has {data}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _file_of(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.safetensors"))
+    named = path / "teacher.safetensors"
+    if named in found:
+        return named
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TeacherError(f"{path} holds several teachers ({', '.join(file.name for file in found)}); name one of these files")
+    raise TeacherError(f"no teacher at {path}; looked for this file, or a .safetensors file in this folder")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without running code from it."""
+    if not path.is_file():
+        raise TeacherError(f"no weights at {path}; give an existing .safetensors, .pth or .pt file, or a torchvision weight name")
+    if path.suffix == ".safetensors":
+        return _plain(storage.read_tensors(path)[0], path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise TeacherError(
+            f"{path} was not opened: it holds code beside its tensors, or is damaged; where you trust it, save its state dict alone: "
+            f"torch.save(torch.load('{path.name}', weights_only=False).state_dict(), 'plain.pth'), or its ['model'] for a dict"
+        ) from error
+    except Exception as error:  # a damaged file fails anywhere in the reader, with any exception
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise TeacherError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or of another kind, fetch it again") from error
+    return _plain(content, path)
+
+
+def _plain(content: object, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint, without the prefix that DataParallel puts on its names."""
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        held = f"keys {list(content)[:5]}" if isinstance(content, Mapping) else type(content).__name__
+        raise TeacherError(f"{path} holds no state dict but {held}; save model.state_dict(), alone or under 'state_dict' or 'model'")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _download(name: str, arch: str) -> dict[str, Tensor]:
+    """The state dict of a torchvision weight name, from torch's cache or its address."""
+    if arch in zoo.CONVNETS:
+        raise TeacherError(f"teacher_weights is '{name}', but {arch} has no published weights; give a {', '.join(FILES)} file")
+    weights = torchvision.models.get_model_weights(arch)
+    if name not in weights.__members__:
+        raise unknown(f"weight name for {arch} (files end in {', '.join(FILES)})", name, weights.__members__, TeacherError)
+    url = weights[name].url
+    try:
+        state = weights[name].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+        raise TeacherError(f"{arch} {name} could not be fetched from {url} ({error}); put the file at {place}") from error
+    return {_today(key): value for key, value in state.items()}
+
+
+def _today(key: str) -> str:
+    """torchvision's DenseNet files still call `norm1` of a dense layer `norm.1`."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)

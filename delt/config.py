@@ -1,0 +1,270 @@
+"""What a run is: one frozen dataclass per stage, every field checked when it is made.
+
+Every field has one flat name, the same in Python, in the notebook's parameters and as a flag:
+`teacher.epochs` is `teacher_epochs` and `--teacher-epochs`; the fields of RunConfig and RuntimeConfig and the three
+numbers of EarlyLate need no prefix. `flatten` and `unflatten` go between the two forms; `delt.methods.configure` fills
+what a user leaves out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from delt.errors import ConfigError, unknown
+
+UNPREFIXED = {"iterations", "round_iterations", "sub_batches"}  # of RecoverConfig: the dials everyone turns
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field that carries its explanation and its limits."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+def checked(item: dataclasses.Field[Any], kind: Any, value: Any, name: str | None = None) -> Any:
+    """Return `value` in the field's type, or raise a ConfigError that names the field and what is allowed."""
+    name = name or item.name
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    value = _convert(name, kind, value)
+    choices, low, high = item.metadata["choices"], item.metadata["low"], item.metadata["high"]
+    for part in value if isinstance(value, tuple) else (value,):
+        if choices and part not in choices:
+            raise unknown(f"value for {name}", part, choices)
+        if (low is not None and not part >= low) or (high is not None and not part <= high):  # `not`: refuses NaN
+            limits = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise ConfigError(f"{name} is {part}; allowed is {limits}")
+    return value
+
+
+def _convert(name: str, kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        raise ConfigError(f"{name} is {value!r}; allowed is a list of names or one text with commas")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{name} is {value!r}; allowed is a value of type {kind.__name__}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Base of all configuration sections: checks types, choices and ranges when an instance is made."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            if item.metadata:
+                object.__setattr__(self, item.name, checked(item, hints[item.name], getattr(self, item.name)))
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Where the real images come from."""
+
+    root: str | None = option(None, "folder that holds the data set, or receives the download")
+    size: int | None = option(None, "side of the square images in pixels (default: the data set's own)", low=4)
+    download: bool = option(True, "download where the data set allows it and the files are missing")
+    val_fraction: float = option(0.2, "share held out for testing where a folder has no val/ or test/", low=0.01, high=0.9)
+
+
+@dataclass(frozen=True)
+class TeacherConfig(Section):
+    """Squeeze: the frozen BatchNorm network that knows the data set (defaults: SRe2L's CIFAR recipe)."""
+
+    arch: str = option("resnet18", "teacher architecture (`delt models` lists them)")
+    width: int | None = option(None, "channels of the first stage (default: the architecture's own)", low=1)
+    weights: str | None = option(None, "load instead of train: a run's teacher file, a .safetensors/.pth state dict, or a torchvision weight name such as IMAGENET1K_V1")
+    epochs: int = option(200, "passes over the training set", low=1)
+    batch: int = option(128, "images per step", low=2)
+    lr: float = option(0.1, "peak learning rate of SGD with momentum 0.9, cosine to zero", low=0)
+    weight_decay: float = option(5e-4, "L2 penalty", low=0)
+    warmup: float = option(0.05, "share of the steps in which the rate climbs linearly", low=0, high=0.9)
+    pad: int = option(4, "pixels of padding for the random-crop augmentation (shift range)", low=0)
+    smoothing: float = option(0.0, "label smoothing", low=0, high=0.9)
+    seed: int = option(0, "seed of the teacher, apart from the run's seed so that runs share teachers", low=0)
+    min_accuracy: float | None = option(None, "refuse a teacher below this test accuracy in % (default: the data set's floor)", low=0, high=100)
+
+
+@dataclass(frozen=True)
+class RankConfig(Section):
+    """Rank: which real patches start the synthetic images (DELT section 3; RDED for patches)."""
+
+    keep: str = option("medium", "which patches start the images: medium goes outward from the median score", choices=("medium", "easy", "hard", "random", "noise"))
+    images: int | None = option(300, "candidate images per class, drawn at random (default of the published runs; none: all)", low=1)
+    crops: int = option(0, "random crops scored per image; 0 scores the whole image", low=0)
+    factor: int = option(1, "patches per side of a synthetic image (1: one patch; 2: a 2 x 2 collage)", low=1, high=4)
+
+
+@dataclass(frozen=True)
+class RecoverConfig(Section):
+    """Recover: EarlyLate optimisation of the synthetic images (DELT; SRe2L's loss with CDA's crops).
+
+    Where the published program and a repaired one differ, one field says so; `--fidelity strict` sets all of
+    them to the published value:
+    `adam_steps`, `group_cut`, `drop_empty_rounds`, `save`.
+    """
+
+    iterations: int = option(4000, "MI: pixel updates of the earliest images; 0 keeps the starting images", low=0)
+    round_iterations: int | None = option(None, "RI: iterations between two joins (default MI // M)", low=1)
+    sub_batches: int | None = option(None, "M: sub-batches (default min(8, ipc), or MI // RI where RI is given); 1 switches EarlyLate off", low=1)
+    lr: float = option(0.25, "step size of Adam in normalised pixel units, cosine to zero", low=0)
+    beta1: float = option(0.5, "Adam's first moment decay", low=0, high=0.9999)
+    beta2: float = option(0.9, "Adam's second moment decay", low=0, high=0.9999)
+    bn_weight: float = option(0.01, "weight of the BatchNorm-statistics term (r_bn)", low=0)
+    first_bn_multiplier: float = option(10.0, "extra weight of the first BatchNorm layer", low=0)
+    jitter: int = option(0, "largest circular shift in pixels", low=0)
+    flip: bool | None = option(None, "mirror half of the iterations' images (default: where the data set allows it)")
+    curriculum: str = option("cosine", "how the smallest crop falls from 1 to min_crop (CDA); none is SRe2L", choices=("cosine", "linear", "step", "none"))
+    milestone: float = option(1.0, "share of the iterations in which the curriculum reaches min_crop", low=0, high=1)
+    min_crop: float = option(0.08, "smallest area share of a random crop", low=0.01, high=1)
+    grouping: str = option("class", "class: a group holds whole classes (DELT); mixed: one image of each of many classes (SRe2L, CDA)", choices=("class", "mixed"))
+    group_size: int = option(100, "images whose BatchNorm statistics are matched together", low=1)
+    group_cut: str = option("whole", "whole: classes are not cut where ipc allows, since a part of a class biases its statistics; contiguous: class-sorted chunks of group_size (published)", choices=("whole", "contiguous"))
+    drop_empty_rounds: bool = option(False, "leave out rounds in which no image of a group joins, as published: it shortens that group's run, so results depend on the group size")
+    adam_steps: str = option("sub_batch", "step count of Adam's bias correction: per sub_batch, or shared by all images (published), which makes a late image's first step 1.58 x lr", choices=("sub_batch", "shared"))
+    clock: str = option("global", "learning rate and crop range follow the run's clock (published), or each sub-batch its own from its join", choices=("global", "own"))
+    save: str = option("png", "png: rounded, lossless; jpeg75: truncated and passed through JPEG quality 75 (published), which hurts small images most", choices=("png", "jpeg75"))
+    record_classes: int = option(10, "classes whose images are recorded while they change; 0 records none", low=0)
+    record_count: int = option(40, "snapshots and loss readings over the whole run", low=2)
+
+
+@dataclass(frozen=True)
+class RelabelConfig(Section):
+    """Relabel: soft labels of the teacher on the augmented images."""
+
+    mode: str = option("online", "online: the teacher labels each batch while a student trains; stored: labels of label_epochs passes are written and replayed", choices=("online", "stored"))
+    epochs: int = option(20, "stored passes over the set; students cycle through them", low=1)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Section):
+    """Evaluate: students trained from scratch on the synthetic set, tested on real images."""
+
+    recipe: str = option("common", "student protocol: common (ours, the same for every method) or paper:delt")
+    students: tuple[str, ...] = option(("teacher",), "student architectures; teacher stands for the teacher's own architecture and width")
+    seeds: int = option(3, "students per row, seeds seed, seed + 1, ..", low=1)
+    epochs: int | None = option(None, "passes over the synthetic set (default: the recipe's)", low=1)
+    labels: tuple[str, ...] = option(("soft", "hard"), "label kinds to train with", choices=("soft", "hard"))
+    controls: tuple[str, ...] = option(("random",), "sets evaluated beside the method under the same recipe and seeds", choices=("random", "start", "one_sub_batch"))
+    full: bool = option(True, "also train on the whole real set (cached per data set, recipe and student)")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(Section):
+    """How the work is laid on the machine. Results are byte-identical for equal values of all but `workers`."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    workers: int | None = option(None, "processes that share the work (default: the CPU's cores, 1 on a GPU)", low=1)
+    threads: int | None = option(None, "threads per process (default: 1 on CPU)", low=1)
+    precision: str = option("auto", "arithmetic of the teacher's forward pass in recover (auto: fp32)", choices=("auto", "fp32", "tf32", "fp16", "bf16"))
+    memory_format: str = option("auto", "layout of image tensors in recover", choices=("auto", "contiguous", "channels_last"))
+    packing: int | None = option(None, "groups per forward pass in recover (default: one on CPU)", low=1)
+    checkpoint_seconds: float = option(60.0, "time between two checkpoints inside a stage", low=0)
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """One method on one data set: the whole experiment."""
+
+    dataset: str = option("digits", "data set (`delt datasets` lists them) or folder:PATH")
+    method: str = option("delt", "distillation method")
+    ipc: int = option(10, "synthetic images per class", low=1)
+    preset: str = option("paper", "starting point for everything that is not given", choices=("paper", "demo", "smoke"))
+    fidelity: str = option("fixed", "strict: the published recover arithmetic, quirks and all; fixed: repaired", choices=("strict", "fixed"))
+    seed: int = option(0, "seed of ranking, synthesis and students", low=0)
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    rank: RankConfig = RankConfig()
+    recover: RecoverConfig = RecoverConfig()
+    relabel: RelabelConfig = RelabelConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+FIDELITY: dict[str, dict[str, Any]] = {
+    "fixed": {},
+    "strict": {
+        "recover_adam_steps": "shared",
+        "recover_group_cut": "contiguous",
+        "recover_drop_empty_rounds": True,
+        "recover_save": "jpeg75",
+    },
+}
+
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "demo": {}, "smoke": {}}
+
+
+@dataclass(frozen=True)
+class FlatField:
+    """One field under its flat name: where it lives, its type, default, explanation and limits."""
+
+    name: str
+    section: str  # "" for a field of RunConfig itself
+    item: dataclasses.Field[Any]
+    type: Any
+
+    @property
+    def help(self) -> str:
+        return str(self.item.metadata["help"])
+
+    @property
+    def default(self) -> Any:
+        return self.item.default
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(self.item.metadata["choices"])
+
+
+def flat_fields() -> Iterator[FlatField]:
+    """Yield every field of RunConfig and its sections, in order, under its flat name."""
+    hints = typing.get_type_hints(RunConfig)
+    for item in dataclasses.fields(RunConfig):
+        if item.metadata:
+            yield FlatField(item.name, "", item, hints[item.name])
+            continue
+        section = hints[item.name]
+        inner = typing.get_type_hints(section)
+        for sub in dataclasses.fields(section):
+            bare = item.name == "runtime" or (item.name == "recover" and sub.name in UNPREFIXED)
+            yield FlatField(sub.name if bare else f"{item.name}_{sub.name}", item.name, sub, inner[sub.name])
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Return the flat, JSON-ready form of a configuration (tuples become lists)."""
+    values = {}
+    for entry in flat_fields():
+        owner = getattr(config, entry.section) if entry.section else config
+        value = getattr(owner, entry.item.name)
+        values[entry.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def unflatten(flat: Mapping[str, Any]) -> RunConfig:
+    """Build and check a configuration from flat names; what is missing takes the field's default.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest one), a wrong type, a value outside its range.
+    """
+    known = {entry.name: entry for entry in flat_fields()}
+    for name in flat:
+        if name not in known:
+            raise unknown("setting", name, known)
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        entry = known[name]
+        sections.setdefault(entry.section, {})[entry.item.name] = checked(entry.item, entry.type, value, name)
+    hints = typing.get_type_hints(RunConfig)
+    made = {name: hints[name](**values) for name, values in sections.items() if name}
+    return RunConfig(**sections.get("", {}), **made)

@@ -1,0 +1,126 @@
+"""Batched augmentation with explicit generators: draws are plain numbers made on the CPU, images never leave the device.
+
+Crop, resize, mirror and circular shift of a square image are one linear map per axis, `rows @ image @ cols.T`, which is
+differentiable, deterministic on every device and may differ from image to image at no extra cost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop
+ATTEMPTS = 10
+
+
+def draw_boxes(count: int, size: int, smallest: float, generator: torch.Generator) -> Tensor:
+    """Boxes of RandomResizedCrop in a square of `size` pixels: int64 [count, 4] as top, left, height, width.
+
+    As torchvision does: area share uniform in [smallest, 1], log-uniform aspect ratio, ten attempts, else the whole
+    image; one vectorised draw for all boxes.
+    """
+    area = size * size * (smallest + (1 - smallest) * torch.rand(count, ATTEMPTS, generator=generator))
+    log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
+    ratio = torch.exp(log_low + (log_high - log_low) * torch.rand(count, ATTEMPTS, generator=generator))
+    width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (width >= 1) & (width <= size) & (height >= 1) & (height <= size)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    found = fits.any(1)
+    height = torch.where(found, height.gather(1, first).squeeze(1), size)
+    width = torch.where(found, width.gather(1, first).squeeze(1), size)
+    place = torch.rand(count, 2, generator=generator)
+    top, left = (place[:, 0] * (size - height + 1)).long(), (place[:, 1] * (size - width + 1)).long()
+    return torch.stack([top, left, height, width], 1)
+
+
+def axis_operator(start: Tensor, length: Tensor, size: int, flip: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    """Matrices [n, size, size] that cut `length` pixels from `start`, stretch them to `size` (bilinear), mirror, then roll.
+
+    Args:
+        start, length: int64 [n], in pixels.
+        flip: bool [n]; shift: int64 [n], pixels of circular shift towards higher indices.
+    """
+    place = torch.arange(size).expand(len(start), size)
+    if shift is not None:
+        place = (place - shift[:, None]) % size
+    if flip is not None:
+        place = torch.where(flip[:, None], size - 1 - place, place)
+    centre = (place + 0.5) * length[:, None] / size - 0.5
+    centre = torch.minimum(centre.clamp_min(0), length[:, None] - 1.0)  # edge pixels repeat, as in bilinear resizing
+    low = centre.floor().long()
+    high = torch.minimum(low + 1, length[:, None] - 1)
+    weight = (centre - low).unsqueeze(2)
+    operator = torch.zeros(len(start), size, size)
+    operator.scatter_add_(2, (start[:, None] + low).unsqueeze(2), 1 - weight)
+    operator.scatter_add_(2, (start[:, None] + high).unsqueeze(2), weight)
+    return operator
+
+
+def warp(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Apply axis operators [..., H, H] and [..., W, W] to images [..., C, H, W]; leading axes broadcast."""
+    return rows.to(images).unsqueeze(-3) @ images @ cols.to(images).unsqueeze(-3).mT
+
+
+def random_resized_crop(images: Tensor, smallest: float, flip: bool, generator: torch.Generator) -> Tensor:
+    """A crop, and a mirroring with probability one half where `flip` is set, of its own for each image [N,C,H,W]."""
+    size = images.shape[-1]
+    top, left, height, width = draw_boxes(len(images), size, smallest, generator).unbind(1)
+    mirrored = torch.rand(len(images), generator=generator) < 0.5 if flip else None
+    return warp(images, axis_operator(top, height, size), axis_operator(left, width, size, mirrored))
+
+
+def pad_crop(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift each image [N,C,H,W] by up to `pad` pixels over zeros, and mirror half of them where `flip` is set."""
+    count, _, size, _ = images.shape
+    shift = torch.randint(-pad, pad + 1, (count, 2), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5 if flip else torch.zeros(count, dtype=torch.bool)
+    place = torch.arange(size).expand(count, size)
+    rows = _pick(place + shift[:, :1], size)
+    cols = _pick(torch.where(mirrored[:, None], size - 1 - place, place) + shift[:, 1:], size)
+    return warp(images, rows, cols)
+
+
+def _pick(source: Tensor, size: int) -> Tensor:
+    """Matrices [n, size, size] that copy pixel `source[n, y]` to y, and zero where it lies outside."""
+    return (source.unsqueeze(2) == torch.arange(size)).float()
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which image each was mixed with, and the share of its own pixels that is left."""
+
+    partner: Tensor  # int64 [N]
+    share: float
+
+
+def cutmix(images: Tensor, generator: torch.Generator, alpha: float = 1.0) -> tuple[Tensor, Mix]:
+    """Paste one box, the same for all images [N,C,H,W], from a random partner (arXiv 1905.04899, as SRe2L and RDED use it).
+
+    One lam ~ Beta(alpha, alpha) per batch; side = int(size * sqrt(1 - lam)); uniform centre; edges clipped, so the share
+    is counted from the box that is left.
+    """
+    size = images.shape[-1]
+    side = int(size * math.sqrt(1 - beta(alpha, generator)))
+    middle = torch.randint(size, (2,), generator=generator).tolist()
+    (y1, y2), (x1, x2) = ((max(c - side // 2, 0), min(c + side // 2, size)) for c in middle)
+    partner = torch.randperm(len(images), generator=generator)
+    mixed = images.clone()
+    mixed[:, :, y1:y2, x1:x2] = images[partner.to(images.device), :, y1:y2, x1:x2]
+    return mixed, Mix(partner, 1 - (y2 - y1) * (x2 - x1) / size**2)
+
+
+def mixup(images: Tensor, generator: torch.Generator, alpha: float = 0.8) -> tuple[Tensor, Mix]:
+    """Blend each image [N,C,H,W] with a random partner, one lam ~ Beta(alpha, alpha) per batch (arXiv 1710.09412)."""
+    lam = beta(alpha, generator)
+    partner = torch.randperm(len(images), generator=generator)
+    return lam * images + (1 - lam) * images[partner.to(images.device)], Mix(partner, lam)
+
+
+def beta(alpha: float, generator: torch.Generator) -> float:
+    """One draw of Beta(alpha, alpha); torch has no Beta that takes a generator, so numpy is seeded from it."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -1,0 +1,84 @@
+"""A data set is images and labels: uint8 tensors on the device where they fit, decoded on the way where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Images(Protocol):
+    """Labelled images of one size."""
+
+    labels: Tensor  # int64 [N], on the CPU
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, index: Tensor) -> Tensor:
+        """uint8 [n,C,H,W] of the images at `index` (int64 [n], CPU)."""
+        ...
+
+    def batches(self, index: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (uint8 images, labels) over `index` in its order, on the device of the set."""
+        ...
+
+
+@dataclass
+class TensorImages:
+    """Images held as one uint8 tensor [N,C,H,W]."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, index: Tensor) -> Tensor:
+        return self.pixels[index.to(self.pixels.device)]
+
+    def batches(self, index: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in index.split(batch):
+            yield self.fetch(part), self.labels[part].to(self.pixels.device)
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What every stage needs to know of a data set; the order of `classes` is the meaning of the labels."""
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    size: int  # pixels per side
+    mean: tuple[float, ...]  # per channel, of pixels in 0 .. 1
+    std: tuple[float, ...]
+    flip: bool  # whether a mirror image is still of its class
+    floor: float  # test accuracy in % below which a teacher is refused
+
+
+@dataclass
+class RealSet:
+    """The original data set."""
+
+    info: DataInfo
+    train: Images
+    test: Images
+    fingerprint: str  # sha256 over the content; equal data, equal fingerprint
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [N,C,H,W] to (x / 255 - mean) / std per channel."""
+    shape = (1, -1, 1, 1)
+    centre = torch.tensor(mean, dtype=dtype, device=images.device).view(shape)
+    scale = torch.tensor(std, dtype=dtype, device=images.device).view(shape)
+    return (images.to(dtype) / 255 - centre) / scale
+
+
+def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """The inverse of `normalise`: normalised [N,C,H,W] to uint8, rounded and clipped."""
+    shape = (1, -1, 1, 1)
+    centre = images.new_tensor(mean).view(shape)
+    scale = images.new_tensor(std).view(shape)
+    return ((images * scale + centre) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,232 @@
+"""Open a real data set by name: `open_set("digits", DataConfig(), device)` gives its images, labels and facts.
+
+Sets under 2 GiB become uint8 tensors on the device; larger ones stay files that are decoded when asked for. A test
+part that has to be split off depends on the images alone, never on a run's seed, so every run of a set has the same.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from delt.config import DataConfig
+from delt.data.facts import file_fingerprint, moments, spread, survey, tensor_fingerprint
+from delt.data.folders import Files, Listing, list_folder
+from delt.data.images import DataInfo, Images, RealSet, TensorImages
+from delt.data.specs import OWN_FOLDER, DatasetSpec, spec_of
+from delt.data.stream import StreamImages, spare_workers
+from delt.errors import DataError
+from delt.runtime import seed_of
+
+HELD_BYTES = 2 * 1024**3  # sets smaller than this live on the device
+DIGITS_TEST = 0.25
+SURVEYED = 100  # images that tell an own folder's channels and size
+
+Labelled = tuple[Tensor, Tensor]  # uint8 [N,C,H,W], int64 [N]
+
+
+def open_set(name: str, config: DataConfig, device: torch.device) -> RealSet:
+    """Return the real data set of this name (see `delt.data.specs.DATASETS`; or `folder:PATH`).
+
+    Raises:
+        ConfigError: no such data set.
+        DataError: its files are missing, damaged or not what the table says, or a download failed.
+    """
+    spec = spec_of(name)
+    opener = {"digits": open_digits, "torchvision": open_torchvision, "folder": open_folder}[spec.source]
+    return opener(spec, config, device)
+
+
+# ---------------------------------------------------------------- the sources
+
+
+def open_digits(spec: DatasetSpec, config: DataConfig, device: torch.device) -> RealSet:
+    """scikit-learn's 1,797 scanned digits, 0 .. 16 scaled to 0 .. 255, a quarter of each class held out."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    test = torch.tensor(held_out(list(range(len(labels))), labels.tolist(), DIGITS_TEST))
+    return _tensor_set(spec, (pixels[~test], labels[~test]), (pixels[test], labels[test]), config, device)
+
+
+def open_torchvision(spec: DatasetSpec, config: DataConfig, device: torch.device) -> RealSet:
+    """CIFAR-10 or CIFAR-100 from the published files, which torchvision checks and, where it may, downloads."""
+    import torchvision.datasets
+
+    builder = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[spec.name]
+    root = data_root(spec, config)
+    if bad := _bad_files(builder, root):
+        _download(spec, config, builder, root, bad)
+    return _tensor_set(spec, _labelled(builder, root, True), _labelled(builder, root, False), config, device)
+
+
+def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> RealSet:
+    """A folder of image files, in the layout of ImageFolder or of Tiny-ImageNet."""
+    listing = list_folder(spec, data_root(spec, config))
+    files = (listing.train, listing.test) if listing.test else split(listing, config.val_fraction)
+    channels, size = spec.channels, config.size or spec.size
+    if channels is None or size is None:
+        found = survey(spread(listing.full(files[0]), SURVEYED))
+        channels, size = channels or found[0], size or found[1]
+    workers = spare_workers()
+    train, test = (StreamImages(listing.full(part), torch.tensor(part.labels), channels, size, device, workers) for part in files)
+    if (len(train) + len(test)) * channels * size**2 >= HELD_BYTES:
+        facts = _info(spec, listing.classes, channels, size, train)
+        return RealSet(facts, train, test, file_fingerprint(listing, files, channels, size))
+    held = train.held(), test.held()
+    facts = _info(spec, listing.classes, channels, size, held[0])
+    return RealSet(facts, *held, tensor_fingerprint(facts.classes, ((part.pixels, part.labels) for part in held)))
+
+
+# ---------------------------------------------------------------- where the files are
+
+
+def data_root(spec: DatasetSpec, config: DataConfig) -> Path:
+    """The folder to look in: the path in the name, --data-root, or the cache where a download is allowed.
+
+    Raises:
+        DataError: none of these is given.
+    """
+    if spec.name.startswith(OWN_FOLDER):
+        return Path(spec.name.removeprefix(OWN_FOLDER)).expanduser()
+    if config.root is not None:
+        root = Path(config.root).expanduser()
+        inside = spec.source == "torchvision" and root.name in spec.folders  # the folder itself was named
+        return root.parent if inside else root
+    if spec.source == "torchvision" and config.download:
+        cache = os.environ.get("XDG_CACHE_HOME")
+        return (Path(cache) if cache else Path.home() / ".cache") / "delt" / "data"
+    holds = f" that holds {spec.folders[0]}/" if spec.folders else ""
+    raise DataError(f"{spec.name} needs --data-root FOLDER{holds}; get it from {spec.hint}")
+
+
+def _bad_files(builder: Any, root: Path) -> list[str]:
+    """Published files that are missing or damaged."""
+    from torchvision.datasets.utils import check_integrity
+
+    listed = [*builder.train_list, *builder.test_list, (builder.meta["filename"], builder.meta["md5"])]
+    folder = root / builder.base_folder
+    try:
+        return [str(folder / name) for name, md5 in listed if not check_integrity(str(folder / name), md5)]
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _download(spec: DatasetSpec, config: DataConfig, builder: Any, root: Path, bad: list[str]) -> None:
+    place = f"give --data-root FOLDER that holds {builder.base_folder}/, from {spec.hint}"
+    missing = f"{len(bad)} files of {spec.name} are missing or damaged in {root}, first {bad[0]}"
+    if not config.download:
+        raise DataError(f"{missing}; {place}, or allow the download")
+    try:
+        builder(str(root), download=True)
+    except Exception as error:  # the network, the disk, the archive: all end in the same advice
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{missing}; the download failed ({cause}); {place}") from error
+
+
+def _labelled(builder: Any, root: Path, train: bool) -> Labelled:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy: the published files hold arrays of an old version
+        part = builder(str(root), train=train)
+    return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
+
+
+# ---------------------------------------------------------------- splitting
+
+
+def held_out(keys: Sequence[object], labels: Sequence[int], share: float) -> list[bool]:
+    """Mark `share` of each class for testing: those whose keys hash lowest, at least one, and one is left to train on.
+
+    A key and the number of its class decide, so that the choice is the same in every version and on every machine,
+    and an added image changes hardly any other.
+    """
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    marked = [False] * len(labels)
+    for indices in members.values():
+        count = min(max(1, round(share * len(indices))), len(indices) - 1)
+        for index in sorted(indices, key=lambda i: seed_of("held out", keys[i]))[:count]:
+            marked[index] = True
+    return marked
+
+
+def split(listing: Listing, share: float) -> tuple[Files, Files]:
+    """Split the files of a folder without a test part into training and test files, class by class.
+
+    Raises:
+        DataError: a class has fewer than two images.
+    """
+    files = listing.train
+    counts = torch.tensor(files.labels).bincount().tolist()
+    if 1 in counts:
+        name = listing.classes[counts.index(1)]
+        raise DataError(f"class {name!r} in {listing.root} has 1 image; a test part needs at least 2 of each class, or val/")
+    marked = held_out(files.paths, files.labels, share)
+    train, test = ([i for i, mark in enumerate(marked) if mark == wanted] for wanted in (False, True))
+    return _pick(files, train), _pick(files, test)
+
+
+def _pick(files: Files, index: list[int]) -> Files:
+    return Files(tuple(files.paths[i] for i in index), tuple(files.labels[i] for i in index))
+
+
+# ---------------------------------------------------------------- facts
+
+
+def _info(spec: DatasetSpec, classes: tuple[str, ...], channels: int, size: int, train: Images) -> DataInfo:
+    """The table's facts; what it leaves open comes from the training images."""
+    mean, std = (spec.mean, spec.std) if spec.mean and spec.std else moments(train)
+    floor = 150 / len(classes) if spec.floor is None else spec.floor
+    return DataInfo(spec.name, classes, channels, size, mean, std, spec.flip, floor)
+
+
+def _tensor_set(spec: DatasetSpec, train: Labelled, test: Labelled, config: DataConfig, device: torch.device) -> RealSet:
+    classes, size = spec.classes or (), config.size or train[0].shape[-1]
+    parts = [(resized(pixels, size), labels) for pixels, labels in (train, test)]
+    held = [TensorImages(pixels.to(device), labels) for pixels, labels in parts]
+    facts = _info(spec, classes, train[0].shape[1], size, held[0])
+    return RealSet(facts, held[0], held[1], tensor_fingerprint(classes, parts))
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [N,C,H,W] scaled to `size` (bilinear, antialiased, rounded); untouched where it has that size."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    scaled = [
+        torch.nn.functional.interpolate(part.float(), (size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
+        for part in pixels.split(1024)
+    ]
+    return torch.cat(scaled)
+
+
+def class_counts(images: Images, classes: int) -> list[int]:
+    """How many images each class has."""
+    counts: list[int] = images.labels.bincount(minlength=classes).tolist()
+    return counts
+
+
+def require_images(real: RealSet, ipc: int) -> None:
+    """Refuse a set with fewer training images of a class than `ipc`.
+
+    Raises:
+        DataError: names the first five such classes, their images and how many more there are.
+    """
+    counts = class_counts(real.train, len(real.info.classes))
+    short = [f"{name!r} ({count})" for name, count in zip(real.info.classes, counts, strict=True) if count < ipc]
+    if short:
+        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+        most = f"use --ipc {min(counts)} or less, or add images" if min(counts) else "add images"
+        raise DataError(
+            f"{len(short)} of {len(counts)} classes of {real.info.name} have fewer than {ipc} training images: "
+            f"{', '.join(short[:5])}{more}; {most}"
+        )

@@ -1,0 +1,65 @@
+"""What a student sees: epochs of shuffled, augmented, mixed batches that can be replayed from their key alone.
+
+Because a view is a function of (key, epoch), stored soft labels need no crop boxes and no patched loader: the student
+draws the same views again and reads the labels in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from delt.data.augment import Mix, cutmix, mixup, random_resized_crop
+from delt.data.images import Images, normalise
+from delt.data.randaugment import rand_augment
+from delt.recipes import Recipe
+from delt.runtime import stream
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images, normalised [n,C,H,W], with their labels [n], rows in the set [n] and mixing partners."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    mix: Mix | None
+
+
+@dataclass(frozen=True)
+class Views:
+    """The augmented passes over a set under a recipe."""
+
+    recipe: Recipe
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    batch: int
+    key: tuple[object, ...]  # of the random streams
+    period: int | None = None  # passes after which the views repeat (stored labels)
+
+    def steps(self, images: Images) -> int:
+        """Batches in a pass; the last, smaller one counts."""
+        return -(-len(images) // self.batch)
+
+    def epoch(self, images: Images, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one pass, on the device of the set."""
+        generator = stream(*self.key, epoch % self.period if self.period else epoch)
+        order = torch.randperm(len(images), generator=generator)
+        pairs = zip(order.split(self.batch), images.batches(order, self.batch), strict=True)
+        for index, (pixels, labels) in pairs:
+            yield self._augmented(pixels, labels, index, generator)
+
+    def _augmented(self, pixels: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator) -> Batch:
+        recipe = self.recipe
+        if recipe.randaugment:
+            pixels = rand_augment(pixels, generator)
+        images = normalise(pixels, self.mean, self.std)
+        images = random_resized_crop(images, recipe.smallest_crop, self.flip, generator)
+        if recipe.mix == "none":
+            return Batch(images, labels, index, None)
+        mixed, mix = (cutmix if recipe.mix == "cutmix" else mixup)(images, generator, recipe.mix_alpha)
+        return Batch(mixed, labels, index, mix)

@@ -1,0 +1,47 @@
+"""Errors that a user can act on: each names what was given, what is allowed and the fix.
+
+The command line prints their one line and exits with code 2; Python callers catch `DeltError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeltError(Exception):
+    """Base of every error that `delt` raises on purpose."""
+
+    exit_code = 2
+
+
+class ConfigError(DeltError):
+    """A setting is unknown, of the wrong type, out of range, or does not fit the others."""
+
+
+class DataError(DeltError):
+    """A data set is missing, damaged or too small."""
+
+
+class TeacherError(DeltError):
+    """A teacher does not fit the data, or is too weak to build on."""
+
+
+class IntegrityError(DeltError):
+    """A file is not what its record says (wrong hash, truncated, missing)."""
+
+
+class RunError(DeltError):
+    """A run folder cannot be used as asked (another configuration, another process)."""
+
+
+def unknown(what: str, given: object, allowed: Iterable[str], error: type[DeltError] = ConfigError) -> DeltError:
+    """Return the error for a name that is not in a table: with the nearest name, or all where none is near.
+
+    >>> str(unknown("data set", "cifar1", ["cifar10", "digits"]))
+    "unknown data set 'cifar1': did you mean 'cifar10'?"
+    """
+    names = list(allowed)
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
+    return error(f"unknown {what} '{given}': {hint}")

@@ -1,0 +1,250 @@
+"""The machine: device, precision, random streams, worker processes. The only file that knows about CUDA.
+
+Randomness is a function of what it is for, never of order or worker: `stream(seed, "recover", group, iteration)` is
+the same generator in any process, so a run can be stopped, resumed, sharded or reordered without changing a bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import pickle
+import queue
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from delt.config import RuntimeConfig
+from delt.errors import ConfigError
+
+T = TypeVar("T")
+Emit = Callable[[dict[str, Any]], None]  # receives progress events; see delt.pipeline
+
+
+def silent(event: dict[str, Any]) -> None:
+    """Drop a progress event."""
+
+
+@dataclass
+class Job:
+    """What a stage needs besides its inputs: the seed, the machine, a place for checkpoints, an ear for progress."""
+
+    seed: int = 0
+    runtime: RuntimeConfig = RuntimeConfig()
+    work: Path | None = None  # folder for checkpoints and finished units; None keeps all in memory
+    emit: Emit = silent
+    pool: Pool | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.runtime)
+
+    def map(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any]) -> list[T]:
+        """Run `fn(task, emit)` for each task, in the pool where there is one, and return the results in order."""
+        if self.pool is None:
+            return [fn(task, self.emit) for task in tasks]
+        return self.pool.map(fn, tasks, self.emit)
+
+
+def seed_of(*key: object) -> int:
+    """A 63-bit seed that depends on every part of the key and on nothing else."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def stream(*key: object) -> torch.Generator:
+    """A CPU random generator for this key, e.g. `stream(seed, "recover", group, iteration, "crop")`."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def device_of(runtime: RuntimeConfig) -> torch.device:
+    """The torch device that a configuration names.
+
+    Raises:
+        ConfigError: the name is not a device, or no such device is here.
+    """
+    name = runtime.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r} but {torch.cuda.device_count()} CUDA devices are here; use --device cpu")
+    return device
+
+
+def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
+    """Replace every automatic choice by the value used on this machine, so that it can be stored and repeated."""
+    device = device_of(runtime)
+    cpu = device.type == "cpu"
+    precision = "fp32" if runtime.precision == "auto" else runtime.precision
+    if cpu and precision in ("fp16", "tf32"):
+        raise ConfigError(f"precision is {precision} on a CPU; allowed are fp32 and bf16")
+    return dataclasses.replace(
+        runtime,
+        device=str(device),
+        workers=runtime.workers or (cores() if cpu else 1),
+        threads=runtime.threads or (1 if cpu else min(8, cores())),
+        precision=precision,
+        memory_format="contiguous" if runtime.memory_format == "auto" else runtime.memory_format,
+        packing=runtime.packing or (1 if cpu else 8),
+    )
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def settings(runtime: RuntimeConfig) -> Iterator[None]:
+    """Apply threads and matmul precision, and put the old values back afterwards."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(runtime.threads or threads)
+    torch.set_float32_matmul_precision("high" if runtime.precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def autocast(runtime: RuntimeConfig) -> contextlib.AbstractContextManager[Any]:
+    """Context in which the teacher runs in 16 bits, if the configuration says so."""
+    types = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    if runtime.precision not in types:
+        return contextlib.nullcontext()
+    return torch.autocast(device_of(runtime).type, dtype=types[runtime.precision])
+
+
+def laid_out(images: Tensor, runtime: RuntimeConfig) -> Tensor:
+    """Put an [N,C,H,W] tensor into the configured memory layout."""
+    last = runtime.memory_format == "channels_last"
+    return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def peak_memory(runtime: RuntimeConfig) -> int:
+    """Largest memory used so far in bytes: of the GPU, or resident memory of this process and its workers."""
+    device = device_of(runtime)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def machine(runtime: RuntimeConfig) -> dict[str, Any]:
+    """Facts that a result depends on: versions, device name, CPU capability."""
+    import platform
+
+    import numpy
+    import torchvision
+
+    device = device_of(runtime)
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(),
+    }
+
+
+@dataclass
+class Pool:
+    """Worker processes that live as long as the `with` block; tasks and results travel as plain pickles.
+
+    Processes are spawned, not forked, so that this also works from a notebook kernel with threads.
+    """
+
+    runtime: RuntimeConfig
+    _executor: ProcessPoolExecutor | None = field(default=None, repr=False)
+    _events: Any = field(default=None, repr=False)
+
+    @property
+    def workers(self) -> int:
+        return self.runtime.workers or 1
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def map(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any], emit: Emit = silent) -> list[T]:
+        """Results of `fn(task, emit)` in the order of the tasks; `fn` must be a module-level function."""
+        if self.workers == 1 or len(tasks) < 2:
+            return [fn(task, emit) for task in tasks]
+        executor = self._start()
+        with _forward(self._events, emit):
+            futures = [executor.submit(_call, pickle.dumps((fn, task))) for task in tasks]
+            try:
+                return [pickle.loads(future.result()) for future in futures]
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            context = multiprocessing.get_context("spawn")
+            self._events = context.Queue()
+            self._executor = ProcessPoolExecutor(self.workers, context, _enter_worker, (self.runtime, self._events))
+        return self._executor
+
+
+_worker_events: Any = None  # set once in a worker process, never in the parent
+
+
+def _enter_worker(runtime: RuntimeConfig, events: Any) -> None:
+    global _worker_events
+    _worker_events = events
+    torch.set_num_threads(runtime.threads or 1)
+    torch.set_float32_matmul_precision("high" if runtime.precision == "tf32" else "highest")
+
+
+def _call(payload: bytes) -> bytes:
+    fn, task = pickle.loads(payload)
+    return pickle.dumps(fn(task, _worker_events.put))
+
+
+@contextlib.contextmanager
+def _forward(events: Any, emit: Emit) -> Iterator[None]:
+    """Pass events of the workers on to `emit` while the block runs, and drain what is left at its end."""
+    done = threading.Event()
+
+    def listen() -> None:
+        while True:
+            try:
+                emit(events.get(timeout=0.1))
+            except queue.Empty:
+                if done.is_set():
+                    return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,202 @@
+"""Evaluate: train students from scratch on a small set and test them on real images.
+
+The number that counts is the accuracy after the last epoch. The best epoch is chosen by the test set itself; it is kept
+under its own name, for comparison with published values that were chosen so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delt.artifacts.scores import Score
+from delt.artifacts.soft_labels import SoftLabels
+from delt.artifacts.synthetic import SyntheticSet
+from delt.config import EvaluateConfig
+from delt.data.images import Images, RealSet, TensorImages
+from delt.data.views import Batch, Views
+from delt.models.zoo import build
+from delt.recipes import Recipe, recipe_of
+from delt.runtime import Emit, Job, seed_of, settings
+from delt.storage import Slots
+from delt.training import accuracy, fit
+
+
+@dataclass
+class StudentTask:
+    """One student to train; travels to a worker process."""
+
+    score: Score  # its key; the results are filled in
+    recipe: Recipe
+    width: int | None
+    batch: int
+    flip: bool
+    train: Images
+    test: Images
+    soft: SoftLabels  # its teacher's card also holds the normalisation
+    job: Job
+
+
+def evaluate(
+    synthetic: SyntheticSet,
+    soft: SoftLabels,
+    test: Images,
+    config: EvaluateConfig,
+    job: Job | None = None,
+    *,
+    name: str = "delt",
+    flip: bool = True,
+    known: Sequence[Score] = (),
+) -> list[Score]:
+    """Train the configured students on a synthetic set: every architecture, label kind and seed.
+
+    Args:
+        name: what the set is called in the scores.
+        flip: whether a mirror image is still of its class.
+        known: rows that exist already and are not computed again.
+    """
+    job = job or Job()
+    tasks = student_tasks(synthetic, soft, test, config, job, name=name, flip=flip)
+    return run_students(tasks, job, known)
+
+
+def student_tasks(
+    synthetic: SyntheticSet, soft: SoftLabels, test: Images, config: EvaluateConfig, job: Job, *, name: str, flip: bool
+) -> list[StudentTask]:
+    """The students that `evaluate` trains, as values: several sets' students can share the workers."""
+    recipe = recipe_of(config.recipe)
+    images = TensorImages(synthetic.images, synthetic.labels)
+    tasks = []
+    for given in config.students:
+        arch, width = _architecture(given, soft)
+        batch = recipe.batch(len(synthetic.classes), len(synthetic) // len(synthetic.classes), arch)
+        for labels in config.labels:
+            for seed in range(job.seed, job.seed + config.seeds):
+                score = Score(name, recipe.name, labels, arch, seed, config.epochs or recipe.epochs, 0.0, 0.0)
+                tasks.append(StudentTask(score, recipe, width, batch, flip, images, test, soft, job))
+    return tasks
+
+
+def full_tasks(real: RealSet, soft: SoftLabels, config: EvaluateConfig, job: Job) -> list[StudentTask]:
+    """Students of the whole real set, with its own labels: what there is to reach."""
+    recipe = replace(recipe_of(config.recipe), mix="none")
+    tasks = []
+    for given in config.students:
+        arch, width = _architecture(given, soft)
+        for seed in range(job.seed, job.seed + config.seeds):
+            score = Score("full", recipe.name, "hard", arch, seed, recipe.full_epochs, 0.0, 0.0)
+            tasks.append(StudentTask(score, recipe, width, recipe.full_batch, real.info.flip, real.train, real.test, soft, job))
+    return tasks
+
+
+def run_students(tasks: list[StudentTask], job: Job, known: Sequence[Score] = ()) -> list[Score]:
+    """Train what is not known yet, one student per worker at a time; rows come back in the order of the tasks."""
+    rows = {row.key: row for row in known}
+    missing = [task for task in tasks if task.score.key not in rows]
+    job.emit({"stage": "evaluate", "total": sum(len(task.train) * task.score.epochs for task in missing), "unit": "img"})
+    for task in missing:
+        task.job = Job(job.seed, job.runtime, job.work)  # the pool and the listener stay with this process
+    rows |= {row.key: row for row in job.map(train_student, missing)}
+    return [rows[task.score.key] for task in tasks]
+
+
+def train_student(task: StudentTask, emit: Emit) -> Score:
+    """Train and test one student."""
+    card, recipe, score, device = task.soft.teacher.card, task.recipe, task.score, task.job.device
+    init = seed_of(score.seed, "student", score.arch) % 2**31  # paired: the same start for every set
+    model = build(score.arch, len(card.classes), card.channels, card.size, task.width, init).to(device)
+    student = Student(task, model, device, emit)
+    slots = Slots(task.job.work / "-".join(map(str, score.key)).replace(":", "_")) if task.job.work else None
+    peak = recipe.rate(score.arch)
+    optimizer = torch.optim.AdamW(decayed(model, recipe.weight_decay), lr=peak, betas=recipe.betas)
+    with settings(task.job.runtime):
+        history = fit(
+            model,
+            optimizer,
+            score.epochs,
+            student.losses,
+            lambda epoch: peak * recipe.factor(int(epoch), score.epochs),
+            student.views.steps(task.train),
+            after=student.tested,
+            slots=slots,
+            every=task.job.runtime.checkpoint_seconds,
+        )
+    if slots:
+        slots.clear()
+    tested = [record["top1"] for record in history if "top1" in record]
+    return replace(score, last=tested[-1], best=max(tested))
+
+
+class Student:
+    """A student in training: its views, its loss and its tests."""
+
+    def __init__(self, task: StudentTask, model: nn.Module, device: torch.device, emit: Emit) -> None:
+        card, score, soft = task.soft.teacher.card, task.score, task.soft
+        self.task, self.model, self.device, self.emit = task, model, device, emit
+        self.train = _on(task.train, device)
+        self.soft = replace(soft, teacher=soft.teacher.to(device))
+        replayed = soft.logits is not None and score.labels == "soft"
+        key: tuple[Any, ...] = ("relabel", soft.seed) if replayed else ("student", score.seed)
+        period = len(soft.logits) if replayed and soft.logits is not None else None
+        batch = soft.batch if replayed else task.batch
+        self.views = Views(task.recipe, card.mean, card.std, task.flip, batch, key, period)
+
+    def losses(self, epoch: int) -> Iterator[Tensor]:
+        """Yield the loss of each step of a pass."""
+        start = 0
+        for batch in self.views.epoch(self.train, epoch):
+            if self.task.recipe.double_forward:
+                with torch.no_grad():
+                    self.model(batch.images)
+            yield self.loss(batch, epoch, start)
+            start += len(batch.index)
+            self.emit({"stage": "evaluate", "done": len(batch.index)})
+
+    def loss(self, batch: Batch, epoch: int, start: int) -> Tensor:
+        """KL to the teacher's tempered labels, or cross-entropy shared between the two mixed labels."""
+        logits = self.model(batch.images)
+        if self.task.score.labels == "soft":
+            return soft_loss(logits, self.soft.of(batch, epoch, start), self.task.recipe.temperature)
+        own = F.cross_entropy(logits, batch.labels)
+        if batch.mix is None:
+            return own
+        other = F.cross_entropy(logits, batch.labels[batch.mix.partner.to(self.device)])
+        return batch.mix.share * own + (1 - batch.mix.share) * other
+
+    def tested(self, epoch: int) -> dict[str, Any]:
+        """Test every `test_every` epochs and after the last."""
+        last = epoch == self.task.score.epochs - 1
+        if not last and epoch % self.task.recipe.test_every:
+            return {}
+        card = self.soft.teacher.card
+        return {"top1": round(accuracy(self.model, self.task.test, card.mean, card.std, self.device), 4)}
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of tempered probabilities, mean over the batch, without the factor T^2 (as published)."""
+    target = (teacher / temperature).log_softmax(1)
+    return F.kl_div((student / temperature).log_softmax(1), target, reduction="batchmean", log_target=True)
+
+
+def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: filters and matrices with weight decay; biases and BatchNorm's scales without."""
+    named = list(model.named_parameters())
+    heavy = [p for name, p in named if "weight" in name and p.ndim > 1]
+    light = [p for name, p in named if not ("weight" in name and p.ndim > 1)]
+    return [{"params": heavy, "weight_decay": weight_decay}, {"params": light, "weight_decay": 0.0}]
+
+
+def _architecture(given: str, soft: SoftLabels) -> tuple[str, int | None]:
+    card = soft.teacher.card
+    return (card.arch, card.width) if given == "teacher" else (given, None)
+
+
+def _on(images: Images, device: torch.device) -> Images:
+    if isinstance(images, TensorImages):
+        return TensorImages(images.pixels.to(device), images.labels)
+    return images

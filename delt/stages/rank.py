@@ -1,0 +1,160 @@
+"""Rank: score real patches by the teacher's probability of their class, and keep those that start the images.
+
+`medium` is the published choice (DELT, arXiv 2411.19946): scores sorted upwards, from the median outwards, one above,
+one below, and so on. The patches nearest the median come first, so they join first and are optimised longest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from delt.artifacts.ranking import Patches, Ranking
+from delt.artifacts.teacher import Teacher
+from delt.config import RankConfig
+from delt.data.augment import axis_operator, draw_boxes, warp
+from delt.data.images import RealSet, normalise
+from delt.errors import DataError
+from delt.runtime import Job, stream
+
+BATCH = 256  # images scored at once
+SMALLEST = 0.08  # area share of a scored crop (RDED)
+
+
+def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int, job: Job | None = None) -> Patches:
+    """Choose `ipc` starting images per class.
+
+    Args:
+        config: `keep` says which; with `crops` the best-scored crop of each image stands for it; with `factor` f each
+            starting image is a collage of f x f patches (RDED, arXiv 2312.03526).
+
+    Raises:
+        DataError: a class has fewer candidates than are needed.
+    """
+    job = job or Job()
+    info = real.info
+    if config.keep == "noise":
+        return Patches(ipc, None, ["noise"] * (ipc * len(info.classes)))
+    needed = ipc * config.factor**2
+    candidates = [_candidates(real, label, needed, config, job.seed) for label in range(len(info.classes))]
+    job.emit({"stage": "rank", "total": sum(map(len, candidates)) * max(1, config.crops), "unit": "patch"})
+    tables = [_rank_class(teacher, real, label, images, needed, config, job) for label, images in enumerate(candidates)]
+    columns = (torch.cat(column) for column in zip(*tables, strict=True))
+    ranking = Ranking(info.classes, config.keep, config.factor, *columns)
+    return render(ranking, real, ipc)
+
+
+def medium_order(count: int) -> list[int]:
+    """Positions in a list sorted upwards, outward from the median: ceil(n/2), one above, one below, two above, ..
+
+    >>> medium_order(6)
+    [3, 4, 2, 5, 1, 0]
+    """
+    middle = min((count + 1) // 2, count - 1)
+    offsets = [0] + [sign * step for step in range(1, count) for sign in (1, -1)]
+    return [middle + offset for offset in offsets if 0 <= middle + offset < count]
+
+
+def order(keep: str, count: int, generator: torch.Generator) -> list[int]:
+    """Positions in a list sorted upwards by score, in the order in which `keep` takes them."""
+    if keep == "medium":
+        return medium_order(count)
+    if keep == "random":
+        return torch.randperm(count, generator=generator).tolist()
+    return list(range(count))[:: -1 if keep == "easy" else 1]
+
+
+def _candidates(real: RealSet, label: int, needed: int, config: RankConfig, seed: int) -> Tensor:
+    """Indices of the training images of a class that are scored: all, or `config.images` drawn at random."""
+    images = torch.nonzero(real.train.labels == label).squeeze(1)
+    if len(images) < needed:
+        name = real.info.classes[label]
+        raise DataError(f"class '{name}' has {len(images)} training images and {needed} starting patches are needed: lower ipc or rank_factor")
+    if config.images is None or len(images) <= config.images:
+        return images
+    drawn = torch.randperm(len(images), generator=stream(seed, "rank", "candidates", label))[: max(config.images, needed)]
+    return images[drawn.sort().values]
+
+
+def _rank_class(
+    teacher: Teacher, real: RealSet, label: int, images: Tensor, needed: int, config: RankConfig, job: Job
+) -> tuple[Tensor, ...]:
+    """Columns of the ranking for one class, in the order of `Ranking`'s fields."""
+    boxes, scores = _scored(teacher, real, label, images, config, job)
+    by_score = scores.argsort(stable=True)
+    place = torch.full((len(images),), -1)
+    turns = order(config.keep, len(images), stream(job.seed, "rank", "order", label))[:needed]
+    place[turns] = torch.arange(needed)
+    class_index = torch.full((len(images),), label)
+    return class_index, images[by_score], *boxes[by_score].unbind(1), scores[by_score], place
+
+
+def _scored(teacher: Teacher, real: RealSet, label: int, images: Tensor, config: RankConfig, job: Job) -> tuple[Tensor, Tensor]:
+    """Best box [n,4] of each image and its score [n]; random order needs no scores, and its boxes are the whole image."""
+    size = real.info.size
+    whole = torch.tensor([[0, 0, size, size]]).expand(len(images), 4)
+    if config.keep == "random" and not config.crops:
+        job.emit({"stage": "rank", "done": len(images)})
+        return whole, torch.full((len(images),), float("nan"))
+    tries = max(1, config.crops)
+    boxes = whole.repeat_interleave(tries, 0)
+    if config.crops:
+        boxes = draw_boxes(len(boxes), size, SMALLEST, stream(job.seed, "rank", "crops", label))
+    scores = torch.cat(
+        [_score(teacher, real, label, images[rows // tries], boxes[rows], config.factor, job) for rows in torch.arange(len(boxes)).split(BATCH)]
+    )
+    best = scores.view(-1, tries).argmax(1) + torch.arange(len(images)) * tries
+    return boxes[best], scores[best]
+
+
+@torch.no_grad()
+def _score(teacher: Teacher, real: RealSet, label: int, images: Tensor, boxes: Tensor, factor: int, job: Job) -> Tensor:
+    """Probability of `label` for each patch; a patch below full size stands on the mean colour (RDED)."""
+    info, card = real.info, teacher.card
+    pixels = normalise(real.train.fetch(images).to(job.device), card.mean, card.std)
+    side = info.size // factor
+    patches = _cut(pixels, boxes, side)
+    before = (info.size - side) // 2
+    after = info.size - side - before
+    logits = teacher.logits(F.pad(patches, (before, after, before, after)))
+    job.emit({"stage": "rank", "done": len(images)})
+    return logits.float().softmax(1)[:, label].cpu()
+
+
+def _cut(images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Boxes of float images [N,C,H,W] resized to side x side; a whole image at its own size keeps its exact pixels."""
+    size = images.shape[-1]
+    top, left, height, width = boxes.unbind(1)
+    stretched = warp(images, axis_operator(top, height, size), axis_operator(left, width, size))
+    if side == size:
+        return stretched
+    return F.interpolate(stretched, side, mode="bilinear", antialias=True, align_corners=False)
+
+
+def render(ranking: Ranking, real: RealSet, ipc: int) -> Patches:
+    """Cut the kept patches out of the real images: image i of a class takes patches i, ipc + i, .. as its tiles."""
+    images, sources = [], []
+    side, factor = real.info.size // ranking.factor, ranking.factor
+    for label in range(len(ranking.classes)):
+        rows = ranking.kept(label)[: ipc * factor**2]
+        boxes = torch.stack([ranking.top[rows], ranking.left[rows], ranking.height[rows], ranking.width[rows]], 1)
+        pixels = real.train.fetch(ranking.image[rows]).float()
+        tiles = _cut(pixels, boxes, side).round().clamp(0, 255).to(torch.uint8).cpu()
+        images.append(collage(tiles, factor, real.info.size))
+        sources += [_source(ranking, rows[i::ipc]) for i in range(ipc)]
+    return Patches(ipc, torch.cat(images), sources, ranking)
+
+
+def collage(tiles: Tensor, factor: int, size: int) -> Tensor:
+    """Tiles [factor^2 * n, C, h, h] to images [n, C, size, size]; tile k of image i is tiles[k * n + i], row by row."""
+    grid = tiles.unflatten(0, (factor, factor, -1))  # [row, column, n, C, h, h]
+    joined = grid.permute(2, 3, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
+    gap = size - joined.shape[-1]  # where factor does not divide size, the last rows and columns repeat
+    return F.pad(joined.float(), (0, gap, 0, gap), mode="replicate").to(torch.uint8) if gap else joined
+
+
+def _source(ranking: Ranking, rows: Tensor) -> str:
+    columns = (ranking.image, ranking.top, ranking.left, ranking.height, ranking.width)
+    parts = [tuple(int(column[row]) for column in columns) for row in rows.tolist()]
+    return " ".join("train/{}[{},{},{},{}]".format(*part) for part in parts)

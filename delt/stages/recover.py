@@ -1,0 +1,396 @@
+"""Recover: optimise the starting images so that the teacher knows their class and meets its own layer statistics.
+
+    loss = cross-entropy + bn_weight * sum over BatchNorm layers |var - running_var| + |mean - running_mean|
+
+EarlyLate (DELT, arXiv 2411.19946): sub-batches join every round_iterations, newcomers are optimised in the same forward
+and backward pass as those running. The unit of work is a pack of groups: it has random streams of its own, checkpoints
+of its own, and a finished file of its own, so the result does not depend on who computes what and when.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from delt import storage
+from delt.artifacts.ranking import Patches
+from delt.artifacts.snapshots import Snapshots
+from delt.artifacts.synthetic import SyntheticSet
+from delt.artifacts.teacher import Teacher
+from delt.config import RecoverConfig
+from delt.data.augment import axis_operator, draw_boxes, warp
+from delt.data.images import denormalise, normalise
+from delt.errors import DeltError
+from delt.grouping import Group, make_groups, packs
+from delt.models.statistics import StatisticsMatch
+from delt.runtime import Emit, Job, autocast, device_of, laid_out, resolve, settings, stream
+from delt.schedule import Schedule, learning_rate, plan, smallest_crop
+
+EPS = 1e-8  # of Adam
+
+
+@dataclass
+class Recovered:
+    """What recover hands on: the images, their recorded history, and the loss readings (one dict per reading)."""
+
+    synthetic: SyntheticSet
+    snapshots: Snapshots | None
+    readings: list[dict[str, Any]]
+
+
+def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job | None = None) -> Recovered:
+    """Optimise the starting images of every class.
+
+    Args:
+        teacher: frozen network with BatchNorm2d layers; its card holds the normalisation.
+        patches: starting images, `ipc` per class, or noise.
+        config: what to minimise and when; see `RecoverConfig`.
+
+    Raises:
+        ConfigError: the schedule does not fit (`delt.schedule.plan`).
+        DeltError: a loss is not finite; names group and iteration.
+    """
+    job = job or Job()
+    runtime = resolve(job.runtime)
+    schedule = plan(config.iterations, patches.ipc, config.round_iterations, config.sub_batches)
+    if not schedule.iterations:
+        return Recovered(_collect(teacher, patches, schedule, patches.images, job.seed), None, [])
+    groups = make_groups(
+        len(teacher.card.classes), schedule, config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds
+    )
+    job.emit({"stage": "recover", "total": sum(group.schedule.image_iterations for group in groups), "unit": "img-it"})
+    local = Job(job.seed, runtime, job.work)  # the pool and the listener stay with this process
+    count = min(config.record_count, *(group.schedule.iterations + 1 for group in groups))
+    tasks = [
+        PackTask(teacher, pack, patches.of(interleaved(pack)), config, count, local) for pack in packs(groups, runtime.packing or 1)
+    ]
+    units = job.map(recover_pack, tasks)
+    images = torch.empty(_shape(teacher, patches.ipc), dtype=torch.uint8)
+    for task, unit in zip(tasks, units, strict=True):
+        images[task.places(patches.ipc)] = unit.images
+    readings = [reading for unit in units for reading in unit.readings]
+    synthetic = _collect(teacher, patches, schedule, images, job.seed)
+    return Recovered(synthetic, _snapshots(tasks, units, schedule, readings), readings)
+
+
+def interleaved(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """(class, image) of each row of a pack: image i of group g at i * G + g."""
+    return [member for row in zip(*(group.members for group in groups), strict=True) for member in row]
+
+
+@dataclass
+class PackTask:
+    """Everything that one unit of work needs; travels to a worker process."""
+
+    teacher: Teacher
+    groups: list[Group]
+    start: Tensor | None  # uint8 [n*G,C,H,W], image i of group g at i*G+g; None: noise
+    config: RecoverConfig
+    snapshots: int  # of the recorded classes, the finished images included
+    job: Job
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.groups[0].schedule
+
+    @property
+    def members(self) -> list[tuple[int, int]]:
+        """(class, image) of each row."""
+        return interleaved(self.groups)
+
+    @property
+    def watched(self) -> Tensor:
+        """Rows [R] whose images are recorded."""
+        return torch.tensor([row for row, (c, _) in enumerate(self.members) if c < self.config.record_classes], dtype=torch.long)
+
+    @property
+    def name(self) -> str:
+        return f"{self.groups[0].key}_{len(self.groups)}"
+
+    def places(self, ipc: int) -> Tensor:
+        """Row of each member in the class-sorted set."""
+        return torch.tensor([c * ipc + i for c, i in self.members])
+
+
+@dataclass
+class Unit:
+    """A finished pack: images and recorded snapshots in the task's row order."""
+
+    images: Tensor  # uint8 [n*G,C,H,W]
+    recorded: Tensor  # uint8 [S,R,C,H,W]
+    readings: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """The optimisation at iteration t: normalised images [N,C,H,W] and Adam's two moments."""
+
+    images: Tensor
+    first: Tensor
+    second: Tensor
+    recorded: list[Tensor] = field(default_factory=list)
+    readings: list[dict[str, Any]] = field(default_factory=list)
+    t: int = 0
+
+    def save(self, slots: storage.Slots) -> None:
+        """Write a checkpoint; refuses values that are not finite, so that a good one is never replaced by a bad one."""
+        if not torch.isfinite(self.images).all():
+            raise DeltError(f"recover: pixels are not finite at iteration {self.t}; lower recover_lr")
+        tensors = {"images": self.images, "first": self.first, "second": self.second}
+        slots.save(tensors | {f"recorded/{s}": images for s, images in enumerate(self.recorded)}, {"t": self.t, "readings": self.readings})
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name in ("images", "first", "second"):
+            getattr(self, name).copy_(tensors[name])
+        self.recorded = [tensors[f"recorded/{s}"] for s in range(sum(name.startswith("recorded/") for name in tensors))]
+        self.readings, self.t = meta["readings"], meta["t"]
+
+
+def recover_pack(task: PackTask, emit: Emit) -> Unit:
+    """Optimise one pack from its start or its newest checkpoint; a finished pack is its own last checkpoint."""
+    slots = storage.Slots(task.job.work / task.name) if task.job.work else None
+    saved = slots.load() if slots else None
+    if saved and saved[1].get("finished"):
+        emit({"stage": "recover", "done": task.schedule.image_iterations * len(task.groups)})
+        return Unit(saved[0]["images"], saved[0]["recorded"], saved[1]["readings"])
+    unit = _optimise(task, emit, slots, saved)
+    if slots:
+        slots.save({"images": unit.images, "recorded": unit.recorded}, {"readings": unit.readings, "finished": True})
+    return unit
+
+
+def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> Unit:
+    schedule, runtime, device = task.schedule, task.job.runtime, device_of(task.job.runtime)
+    teacher = task.teacher.to(device)
+    state = _start(task, device)
+    if saved:
+        state.load(*saved)
+    step = Step(task, teacher, device)
+    marks = set(record_iterations(schedule.iterations, task.snapshots))
+    pulse = Pulse(emit, _work_until(schedule, state.t) * len(task.groups))
+    clock = time.monotonic()
+    with settings(runtime), StatisticsMatch(teacher.model, len(task.groups), task.config.first_bn_multiplier) as match:
+        for t in range(state.t, schedule.iterations):
+            if t in marks:
+                state.recorded.append(step.watched_pixels(state))
+            losses = step(state, match)
+            if t in marks:
+                state.readings.extend(step.readings(t, losses))
+            state.t = t + 1
+            pulse.beat(step.active(t))
+            if slots and time.monotonic() - clock > runtime.checkpoint_seconds:
+                state.save(slots)
+                clock = time.monotonic()
+    pulse.beat(0, last=True)
+    return step.finish(state)
+
+
+def record_iterations(iterations: int, count: int) -> list[int]:
+    """Iterations whose images, before their update, are recorded; the finished images come on top."""
+    return sorted({iterations * k // (count - 1) for k in range(count - 1)})
+
+
+class Step:
+    """One iteration: augment the active images, measure the loss, take Adam's step, clamp to valid pixels."""
+
+    def __init__(self, task: PackTask, teacher: Teacher, device: torch.device) -> None:
+        self.task, self.teacher, self.card = task, teacher, teacher.card
+        self.config, self.schedule, self.runtime = task.config, task.schedule, task.job.runtime
+        self.groups = len(task.groups)
+        self.labels = torch.tensor([c for c, _ in task.members], device=device)
+        depth = [k for k in self.schedule.sub_batch_of for _ in task.groups]
+        self.depth = torch.tensor(depth)
+        self.joins = torch.tensor([self.schedule.joins[k] for k in depth], device=device).view(-1, 1, 1, 1)
+        self.watched = task.watched.to(device)
+        shape = (1, self.card.channels, 1, 1)
+        mean, std = torch.tensor(self.card.mean).view(shape), torch.tensor(self.card.std).view(shape)
+        self.low, self.high = (-mean / std).to(device), ((1 - mean) / std).to(device)
+
+    def active(self, t: int) -> int:
+        """Images that are optimised at iteration t, over all groups of the pack."""
+        return self.groups * sum(self.schedule.sizes[: self.schedule.active(t)])
+
+    def __call__(self, state: State, match: StatisticsMatch) -> tuple[Tensor, Tensor]:
+        """Take step `state.t`; return cross-entropy per image [N] and statistics distance per group [G]."""
+        t, count = state.t, self.active(state.t)
+        images = state.images[:count].requires_grad_()
+        with autocast(self.runtime):
+            logits = self.teacher.model(laid_out(self.augment(images, t), self.runtime))
+        entropy = F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, self.labels[:count], reduction="none")
+        distance = match.collect()
+        loss = (entropy.unflatten(0, (-1, self.groups)).mean(0) + self.config.bn_weight * distance).sum()
+        (gradient,) = torch.autograd.grad(loss, images)
+        with torch.no_grad():
+            self.adam(state, gradient, count)
+        return entropy.detach(), distance.detach()
+
+    def augment(self, images: Tensor, t: int) -> Tensor:
+        """Crop, mirror and shift: one draw per group and iteration (per sub-batch too where each has its own clock)."""
+        rows, cols = self.operators(t)
+        grouped = images.unflatten(0, (-1, self.groups))
+        if self.config.clock == "own":
+            depth = torch.tensor(self.schedule.sub_batch_of)[: len(grouped)]
+            rows, cols = rows[depth], cols[depth]
+        return warp(grouped, rows.to(images.device), cols.to(images.device)).flatten(0, 1)
+
+    def operators(self, t: int) -> tuple[Tensor, Tensor]:
+        """Axis operators of iteration t, [K,G,H,H] and [K,G,W,W], with K = 1 or the active sub-batches."""
+        clocks = self.clocks(t)
+        drawn = [self.draw(group, t, k, *clock) for k, clock in enumerate(clocks) for group in self.task.groups]
+        boxes, flips, shifts = (torch.stack(column) for column in zip(*drawn, strict=True))
+        top, left, height, width = boxes.unbind(1)
+        size, shape = self.card.size, (len(clocks), self.groups)
+        rows = axis_operator(top, height, size, shift=shifts[:, 0])
+        cols = axis_operator(left, width, size, flips, shifts[:, 1])
+        return rows.unflatten(0, shape), cols.unflatten(0, shape)
+
+    def clocks(self, t: int) -> list[tuple[int, int]]:
+        """(iterations done, iterations in all) that set rate and crop: one for all, or one per active sub-batch."""
+        if self.config.clock == "global":
+            return [(t, self.schedule.iterations)]
+        joins = self.schedule.joins[: self.schedule.active(t)]
+        return [(t - join, self.schedule.iterations - join) for join in joins]
+
+    def draw(self, group: Group, t: int, k: int, done: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Box [4], mirror and shifts [2] of a group at iteration t."""
+        config, generator = self.config, stream(self.task.job.seed, "recover", group.key, t, k)
+        least = smallest_crop(done, total, config.min_crop, config.curriculum, config.milestone)
+        box = draw_boxes(1, self.card.size, least, generator)[0]
+        flip = torch.rand((), generator=generator) < 0.5 if config.flip else torch.tensor(False)
+        return box, flip, torch.randint(config.jitter + 1, (2,), generator=generator)
+
+    def adam(self, state: State, gradient: Tensor, count: int) -> None:
+        """Adam without weight decay on the first `count` images; a sub-batch's step count starts when it joins."""
+        config, t = self.config, state.t
+        first, second = state.first[:count], state.second[:count]
+        first.lerp_(gradient, 1 - config.beta1)
+        second.mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
+        steps = t + 1 - self.joins[:count] if config.adam_steps == "sub_batch" else torch.full_like(self.joins[:count], t + 1)
+        steps = steps.to(gradient.dtype)
+        rate = self.rates(t, count).to(gradient) / (1 - config.beta1**steps)
+        scale = (second / (1 - config.beta2**steps)).sqrt_().add_(EPS)
+        images = state.images.detach()[:count]
+        images.sub_(rate * first / scale)
+        torch.clamp(images, self.low, self.high, out=images)
+
+    def rates(self, t: int, count: int) -> Tensor:
+        """Learning rate [1] or, with a clock per sub-batch, [count,1,1,1]."""
+        rates = torch.tensor([learning_rate(done, total, self.config.lr) for done, total in self.clocks(t)])
+        return rates if len(rates) == 1 else rates[self.depth[:count]].view(-1, 1, 1, 1)
+
+    def watched_pixels(self, state: State) -> Tensor:
+        """The recorded images as they are now, uint8 [R,C,H,W] on the CPU."""
+        return denormalise(state.images.detach()[self.watched], self.card.mean, self.card.std).cpu()
+
+    def finish(self, state: State) -> Unit:
+        """The finished images in the pixels that are kept."""
+        if not torch.isfinite(state.images).all():
+            raise DeltError(f"recover: pixels of group {self.task.groups[0].key} are not finite; lower recover_lr")
+        images = kept_pixels(state.images.detach(), self.card.mean, self.card.std, self.config.save)
+        return Unit(images, torch.stack([*state.recorded, images[self.task.watched]]), state.readings)
+
+    def readings(self, t: int, losses: tuple[Tensor, Tensor]) -> Iterator[dict[str, Any]]:
+        """Loss terms at iteration t, one row per group; cross-entropy per sub-batch, statistics are joint."""
+        entropy, distance = (part.cpu() for part in losses)
+        depth = self.depth[: len(entropy)].unflatten(0, (-1, self.groups))[:, 0]
+        for g, group in enumerate(self.task.groups):
+            own = entropy.unflatten(0, (-1, self.groups))[:, g]
+            per_sub_batch = [round(own[depth == k].mean().item(), 6) for k in depth.unique().tolist()]
+            value = distance[g].item()
+            if not math.isfinite(value) or not all(map(math.isfinite, per_sub_batch)):
+                raise DeltError(f"recover: group {group.key} has a loss that is not finite at iteration {t}; lower recover_lr")
+            yield {"stage": "recover", "group": group.key, "iteration": t, "cross_entropy": per_sub_batch, "bn": round(value, 6)}
+
+
+@dataclass
+class Pulse:
+    """Reports finished image-iterations a few times per second."""
+
+    emit: Emit
+    pending: int = 0
+    last: float = 0.0
+
+    def beat(self, amount: int, last: bool = False) -> None:
+        self.pending += amount
+        if last or time.monotonic() - self.last > 0.25:
+            self.emit({"stage": "recover", "done": self.pending})
+            self.pending, self.last = 0, time.monotonic()
+
+
+def _work_until(schedule: Schedule, t: int) -> int:
+    """Image-iterations of a group before iteration t."""
+    spans = zip(schedule.sizes, schedule.joins, strict=True)
+    return sum(size * max(0, t - join) for size, join in spans)
+
+
+def _start(task: PackTask, device: torch.device) -> State:
+    card = task.teacher.card
+    if task.start is None:
+        shape = (card.channels, card.size, card.size)
+        draws = [torch.randn(shape, generator=stream(task.job.seed, "noise", c, i)) for c, i in task.members]
+        images = torch.stack(draws).to(device)
+    else:
+        images = normalise(task.start.to(device), card.mean, card.std)
+    return State(images, torch.zeros_like(images), torch.zeros_like(images))
+
+
+def kept_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], how: str) -> Tensor:
+    """The uint8 pixels on the CPU that are kept of normalised images: rounded, or truncated and through JPEG (published)."""
+    if how == "png":
+        return denormalise(images, mean, std).cpu()
+    shape = (1, -1, 1, 1)
+    pixels = (images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)) * 255
+    return torch.stack([jpeg75(image) for image in pixels.clamp(0, 255).to(torch.uint8).cpu()])
+
+
+def jpeg75(image: Tensor) -> Tensor:
+    """A uint8 image [C,H,W] after JPEG at Pillow's default quality."""
+    pixels = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "JPEG", quality=75)
+    back = np.array(Image.open(buffer))
+    return torch.from_numpy(back if back.ndim == 3 else back[..., None]).permute(2, 0, 1)
+
+
+def _shape(teacher: Teacher, ipc: int) -> tuple[int, int, int, int]:
+    card = teacher.card
+    return (len(card.classes) * ipc, card.channels, card.size, card.size)
+
+
+def _collect(teacher: Teacher, patches: Patches, schedule: Schedule, images: Tensor, seed: int) -> SyntheticSet:
+    classes, depth = teacher.card.classes, torch.tensor(schedule.sub_batch_of)
+    updates = torch.tensor(schedule.updates)
+    return SyntheticSet(
+        images=images,
+        labels=torch.arange(len(classes)).repeat_interleave(patches.ipc),
+        classes=classes,
+        sub_batch=depth.repeat(len(classes)),
+        iterations=updates[depth].repeat(len(classes)),
+        source=patches.sources,
+        seed=seed,
+    )
+
+
+def _snapshots(tasks: list[PackTask], units: list[Unit], schedule: Schedule, readings: list[dict[str, Any]]) -> Snapshots | None:
+    """Put the recorded images of all packs side by side; None where nothing is recorded."""
+    recorded = torch.cat([unit.recorded for unit in units], 1)
+    if not recorded.shape[1]:
+        return None
+    iterations, members = [], []
+    for task in tasks:
+        marks = [*record_iterations(task.schedule.iterations, task.snapshots), task.schedule.iterations]
+        iterations.append(torch.tensor(marks).unsqueeze(1).expand(-1, len(task.watched)))
+        members += [task.members[row] for row in task.watched.tolist()]
+    labels, depth = torch.tensor([c for c, _ in members]), torch.tensor([schedule.sub_batch_of[i] for _, i in members])
+    return Snapshots(recorded, torch.cat(iterations, 1), labels, depth, readings)

@@ -1,0 +1,112 @@
+"""Squeeze: train, or load, the frozen BatchNorm teacher, and measure it before anything is built on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delt.artifacts.teacher import Teacher, TeacherCard, check_classes, load_weights
+from delt.config import TeacherConfig
+from delt.data.augment import pad_crop
+from delt.data.images import RealSet, normalise
+from delt.errors import TeacherError
+from delt.models.zoo import build, has_batchnorm
+from delt.runtime import Job, settings, stream
+from delt.schedule import cosine
+from delt.storage import Slots
+from delt.training import accuracy, fit
+
+
+def squeeze(real: RealSet, config: TeacherConfig, job: Job | None = None) -> Teacher:
+    """Return a teacher for a data set: trained as configured, or loaded from `config.weights`.
+
+    Raises:
+        TeacherError: it has no BatchNorm layers, was made for other classes, or is weaker than the floor.
+    """
+    job = job or Job()
+    teacher = _loaded(real, config, job) if config.weights else _trained(real, config, job)
+    check_strength(teacher.card, real, config)
+    return teacher
+
+
+def check_strength(card: TeacherCard, real: RealSet, config: TeacherConfig) -> None:
+    """Refuse a teacher below the floor of its data set, or below the one that was asked for."""
+    floor = real.info.floor if config.min_accuracy is None else config.min_accuracy
+    if card.accuracy < floor:
+        raise TeacherError(
+            f"the teacher reaches {card.accuracy:.2f} % on the test images of {real.info.name} and the floor is {floor:g} %: "
+            "train it longer (teacher_epochs), check its class order, or lower teacher_min_accuracy to go on all the same"
+        )
+
+
+def _loaded(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
+    assert config.weights is not None
+    if Path(config.weights).with_suffix(".json").is_file():  # one of our own, with its card
+        teacher = Teacher.load(config.weights)
+        check_classes(teacher.card, real.info)
+        model, card = teacher.model, teacher.card
+    else:
+        model = load_weights(config.weights, config.arch, config.width, real.info)
+        card = _card(real, config, config.weights)
+    return _measured(model, card, real, job)
+
+
+def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
+    info = real.info
+    model = build(config.arch, len(info.classes), info.channels, info.size, config.width, config.seed).to(job.device)
+    if not has_batchnorm(model):
+        raise TeacherError(f"teacher_arch {config.arch} has no BatchNorm2d layers, whose statistics recover needs; `delt models` marks those that do")
+    steps = -(-len(real.train) // config.batch)
+    optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    job.emit({"stage": "squeeze", "total": config.epochs * len(real.train), "unit": "img"})
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        generator = stream(config.seed, "squeeze", epoch)
+        order = torch.randperm(len(real.train), generator=generator)
+        for pixels, labels in real.train.batches(order, config.batch):
+            images = normalise(pixels.to(job.device), info.mean, info.std)
+            images = pad_crop(images, config.pad, info.flip, generator)
+            yield F.cross_entropy(model(images), labels.to(job.device), label_smoothing=config.smoothing)
+            job.emit({"stage": "squeeze", "done": len(labels)})
+
+    slots = Slots(job.work / "teacher") if job.work else None
+    with settings(job.runtime):
+        fit(model, optimizer, config.epochs, losses, lambda epoch: _rate(epoch, config), steps, slots=slots, every=job.runtime.checkpoint_seconds)
+    return _measured(model, _card(real, config, "trained"), real, job)
+
+
+def _rate(epoch: float, config: TeacherConfig) -> float:
+    """Linear climb over the first `warmup` share of the training, then a cosine to zero."""
+    warm = config.warmup * config.epochs
+    if epoch < warm:
+        return config.lr * (epoch + 1e-3) / (warm + 1e-3)
+    return config.lr * cosine(epoch - warm, config.epochs - warm)
+
+
+def _card(real: RealSet, config: TeacherConfig, source: str) -> TeacherCard:
+    info = real.info
+    return TeacherCard(
+        arch=config.arch,
+        width=config.width,
+        classes=info.classes,
+        channels=info.channels,
+        size=info.size,
+        mean=info.mean,
+        std=info.std,
+        dataset=info.name,
+        accuracy=0.0,
+        source=source,
+        fingerprint=real.fingerprint,
+        config=dataclasses.asdict(config),
+    )
+
+
+def _measured(model: nn.Module, card: TeacherCard, real: RealSet, job: Job) -> Teacher:
+    with settings(job.runtime):
+        top1 = accuracy(model.to(job.device), real.test, card.mean, card.std, job.device)
+    return Teacher(model, dataclasses.replace(card, accuracy=round(top1, 4)))

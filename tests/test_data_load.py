@@ -1,0 +1,289 @@
+"""Opening real data sets: digits, CIFAR from published files, folders; splits, counts and clear refusals."""
+
+import shutil
+import subprocess
+import sys
+import urllib.error
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from delt.config import DataConfig
+from delt.data import load
+from delt.data.images import TensorImages
+from delt.data.load import class_counts, data_root, held_out, open_set, require_images, resized
+from delt.data.specs import spec_of
+from delt.data.stream import StreamImages
+from delt.errors import ConfigError, DataError
+
+CPU = torch.device("cpu")
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real CIFAR-10 files are not beside this repository")
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (16, 16), grey: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0]) if grey else (size[1], size[0], 3)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
+
+
+def folder(root: Path, counts: dict[str, int], part: str = "", **style: object) -> Path:
+    for kind, count in counts.items():
+        for number in range(count):
+            draw(root / part / kind / f"{number:03d}.png", hash_of(part, kind, number), **style)
+    return root
+
+
+def hash_of(*key: object) -> int:
+    return zlib.crc32(repr(key).encode())
+
+
+def test_an_unknown_set_is_refused():
+    with pytest.raises(ConfigError, match="did you mean 'digits'"):
+        open_set("digit", DataConfig(), CPU)
+
+
+# ---------------------------------------------------------------- digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_set("digits", DataConfig(), CPU)
+
+
+def test_digits_are_all_there_a_quarter_held_out(digits):
+    assert (len(digits.train), len(digits.test)) == (1347, 450)
+    assert digits.info.classes == tuple("0123456789") and not digits.info.flip
+    everything = class_counts(digits.train, 10), class_counts(digits.test, 10)
+    for train, test in zip(*everything, strict=True):
+        assert test == round((train + test) / 4)
+    assert digits.train.pixels.shape[1:] == (1, 8, 8) and digits.train.pixels.dtype == torch.uint8
+
+
+def test_digits_pixels_are_the_scans(digits):
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    pixels = [np.floor(image / 16 * 255 + 0.5).astype(np.uint8).tobytes() for image in scans.images]
+    ours = torch.cat([digits.train.pixels, digits.test.pixels]).numpy()
+    labels = torch.cat([digits.train.labels, digits.test.labels]).tolist()
+    expected = Counter(zip(pixels, scans.target.tolist(), strict=True))
+    assert Counter(zip((image.tobytes() for image in ours), labels, strict=True)) == expected
+    assert {0, 255} <= set(ours.ravel().tolist())
+
+
+def test_digits_never_change(digits):
+    """A stored teacher belongs to this very split: a new value here breaks every one that a user has."""
+    state = torch.get_rng_state()
+    torch.manual_seed(99)
+    assert open_set("digits", DataConfig(), CPU).fingerprint == digits.fingerprint
+    assert digits.fingerprint == "ee70b241ce5f947d26f0bc3b94db877bcc48921df02f8d66ffd6ba0aa9e7da6c"
+    torch.set_rng_state(state)
+
+
+def test_digits_statistics_in_the_table_are_true(digits):
+    values = digits.train.pixels.double() / 255
+    assert digits.info.mean == pytest.approx((values.mean().item(),), abs=1e-4)
+    assert digits.info.std == pytest.approx((values.std(correction=0).item(),), abs=1e-4)
+
+
+def test_digits_at_another_size(digits):
+    larger = open_set("digits", DataConfig(size=16), CPU)
+    assert larger.info.size == 16 and larger.train.pixels.shape == (1347, 1, 16, 16)
+    assert larger.fingerprint != digits.fingerprint and torch.equal(larger.train.labels, digits.train.labels)
+    assert abs(larger.train.pixels.float().mean() - digits.train.pixels.float().mean()) < 1
+
+
+def test_resizing_down_averages_and_equal_size_is_untouched():
+    pixels = torch.tensor([[[[0, 100], [200, 101]]]], dtype=torch.uint8)
+    assert resized(pixels, 2) is pixels
+    assert resized(pixels, 1).tolist() == [[[[100]]]]  # 100.25 rounded
+    assert resized(torch.full((1500, 1, 4, 4), 255, dtype=torch.uint8), 7).unique().tolist() == [255]
+
+
+# ---------------------------------------------------------------- CIFAR
+
+
+def test_cifar_needs_a_root_or_a_download():
+    with pytest.raises(DataError, match=r"cifar10 needs --data-root FOLDER that holds cifar-10-batches-py/; get it from http"):
+        open_set("cifar10", DataConfig(download=False), CPU)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_cifar_files_are_named(tmp_path, name):
+    with pytest.raises(DataError, match=rf"files of {name} are missing or damaged in .*first .*{spec_of(name).folders[0]}.*--data-root"):
+        open_set(name, DataConfig(root=str(tmp_path), download=False), CPU)
+
+
+def test_a_failed_download_says_so_in_one_line(tmp_path, monkeypatch):
+    def fail(self):
+        raise urllib.error.URLError("no route to host\nand more")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
+    with pytest.raises(DataError, match=r"the download failed \(.*no route to host.*--data-root FOLDER") as caught:
+        open_set("cifar10", DataConfig(root=str(tmp_path)), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_download_goes_to_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert data_root(spec_of("cifar10"), DataConfig()) == tmp_path / "delt" / "data"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert data_root(spec_of("cifar100"), DataConfig()) == tmp_path / "me" / ".cache" / "delt" / "data"
+
+
+def test_the_root_may_be_the_folder_itself(tmp_path):
+    config = DataConfig(root=str(tmp_path / "cifar-10-batches-py"))
+    assert data_root(spec_of("cifar10"), config) == tmp_path
+
+
+@pytest.fixture(scope="module")
+def cifar_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cifar")
+    subprocess.run([sys.executable, "restore_cifar10.py", str(root)], cwd=SHARED, check=True, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    return root
+
+
+@needs_shared
+def test_real_cifar10(cifar_root, monkeypatch):
+    def forbidden(self):
+        raise AssertionError("complete files are not downloaded again")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", forbidden)
+    real = open_set("cifar10", DataConfig(root=str(cifar_root)), CPU)
+    assert class_counts(real.train, 10) == [5000] * 10 and class_counts(real.test, 10) == [1000] * 10
+    for channel in range(3):
+        std, mean = torch.std_mean(real.train.pixels[:, channel].float() / 255)
+        assert (real.info.mean[channel], real.info.std[channel]) == pytest.approx((mean.item(), std.item()), abs=1e-4)
+    image, label = torchvision.datasets.CIFAR10(str(cifar_root), train=False)[17]
+    assert torch.equal(real.test.pixels[17], torch.from_numpy(np.array(image)).permute(2, 0, 1)) and real.test.labels[17] == label
+    assert torchvision.datasets.CIFAR10(str(cifar_root)).classes == list(real.info.classes)
+
+
+@needs_shared
+def test_a_damaged_cifar_file_is_named(cifar_root, tmp_path):
+    shutil.copytree(cifar_root / "cifar-10-batches-py", tmp_path / "cifar-10-batches-py")
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    with pytest.raises(DataError, match="1 files of cifar10 are missing or damaged in .*first .*data_batch_3"):
+        open_set("cifar10", DataConfig(root=str(tmp_path), download=False), CPU)
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_folder_with_train_and_test(tmp_path):
+    folder(tmp_path, {"cat": 3, "dog": 4}, "train")
+    folder(tmp_path, {"cat": 2, "dog": 1}, "test")
+    real = open_set(f"folder:{tmp_path}", DataConfig(), CPU)
+    assert isinstance(real.train, TensorImages) and isinstance(real.test, TensorImages)
+    info = real.info
+    assert (info.classes, info.channels, info.size, info.flip, info.floor) == (("cat", "dog"), 3, 16, True, 75.0)
+    assert real.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1] and real.test.labels.tolist() == [0, 0, 1]
+    expected = np.array(Image.open(tmp_path / "train" / "dog" / "002.png"))
+    assert torch.equal(real.train.pixels[5], torch.from_numpy(expected).permute(2, 0, 1))
+    values = real.train.pixels.double() / 255
+    assert info.mean == pytest.approx(values.mean((0, 2, 3)).tolist())
+    assert info.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist())
+
+
+def test_a_folder_without_a_test_part_is_split_by_class(tmp_path):
+    folder(tmp_path, {"a": 10, "b": 20, "c": 2})
+    real = open_set(f"folder:{tmp_path}", DataConfig(val_fraction=0.3), CPU)
+    assert class_counts(real.train, 3) == [7, 14, 1] and class_counts(real.test, 3) == [3, 6, 1]
+    seen = [image.numpy().tobytes() for images in (real.train, real.test) for image in images.pixels]
+    assert len(set(seen)) == 32
+    again = open_set(f"folder:{tmp_path}", DataConfig(val_fraction=0.3), CPU)
+    assert again.fingerprint == real.fingerprint
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    folder(tmp_path / "one", {"a": 4, "b": 4})
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    prints = [open_set(f"folder:{tmp_path / name}", DataConfig(), CPU).fingerprint for name in ("one", "two")]
+    assert prints[0] == prints[1]
+    draw(tmp_path / "two" / "a" / "001.png", seed=12345)
+    assert open_set(f"folder:{tmp_path / 'two'}", DataConfig(), CPU).fingerprint != prints[0]
+
+
+def test_a_class_too_small_to_split_is_named(tmp_path):
+    folder(tmp_path, {"a": 4, "lonely": 1})
+    with pytest.raises(DataError, match="class 'lonely' in .* has 1 image"):
+        open_set(f"folder:{tmp_path}", DataConfig(), CPU)
+
+
+def test_a_grey_folder_has_one_channel_and_the_size_asked_for(tmp_path):
+    folder(tmp_path, {"a": 2, "b": 2}, size=(40, 30), grey=True)
+    assert open_set(f"folder:{tmp_path}", DataConfig(), CPU).train.pixels.shape == (2, 1, 24, 24)
+    assert open_set(f"folder:{tmp_path}", DataConfig(size=12), CPU).train.pixels.shape == (2, 1, 12, 12)
+
+
+def test_a_bad_image_in_a_folder_is_named(tmp_path):
+    folder(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "b" / "001.png").write_text("<html>")
+    with pytest.raises(DataError, match="b/001.png"):
+        open_set(f"folder:{tmp_path}", DataConfig(), CPU)
+
+
+def test_a_published_folder_takes_its_facts_from_the_table(tmp_path):
+    spec = spec_of("imagenette")
+    folder(tmp_path, dict.fromkeys(spec.classes, 2), "imagenette2/train", size=(40, 50))
+    folder(tmp_path, dict.fromkeys(spec.classes, 1), "imagenette2/val", size=(40, 50))
+    real = open_set("imagenette", DataConfig(root=str(tmp_path), size=32), CPU)
+    assert (real.info.mean, real.info.std, real.info.floor, real.info.size) == (spec.mean, spec.std, spec.floor, 32)
+    assert real.train.pixels.shape == (20, 3, 32, 32)
+
+
+def test_a_large_set_is_streamed_and_holds_the_same_images(tmp_path, monkeypatch):
+    folder(tmp_path, {"a": 3, "b": 3}, "train")
+    folder(tmp_path, {"a": 1, "b": 1}, "val")
+    name = f"folder:{tmp_path}"
+    held = open_set(name, DataConfig(), CPU)
+    monkeypatch.setattr(load, "HELD_BYTES", 8 * 3 * 16 * 16)  # exactly the size of this set
+    large = open_set(name, DataConfig(), CPU)
+    assert isinstance(large.train, StreamImages) and isinstance(large.test, StreamImages)
+    assert large.info == held.info
+    assert torch.equal(large.train.fetch(torch.arange(6)), held.train.pixels)
+    assert large.fingerprint == open_set(name, DataConfig(), CPU).fingerprint
+
+
+# ---------------------------------------------------------------- splits and counts
+
+
+def test_held_out_takes_the_share_of_each_class():
+    labels = [0] * 100 + [1] * 10 + [2] * 2
+    marked = held_out(list(range(112)), labels, 0.25)
+    assert Counter(label for label, mark in zip(labels, marked, strict=True) if mark) == {0: 25, 1: 2, 2: 1}
+    assert sum(held_out(list(range(4)), [0] * 4, 0.9)) == 3  # one is left to train on
+
+
+def test_held_out_depends_on_the_keys_alone():
+    keys, labels = [f"a/{i}.png" for i in range(40)], [0] * 40
+    chosen = {key for key, mark in zip(keys, held_out(keys, labels, 0.25), strict=True) if mark}
+    turned = held_out(keys[::-1], labels, 0.25)
+    assert {key for key, mark in zip(keys[::-1], turned, strict=True) if mark} == chosen
+    more = [*keys, "a/new.png"]
+    with_more = {key for key, mark in zip(more, held_out(more, [0] * 41, 0.25), strict=True) if mark}
+    assert len(with_more ^ chosen) <= 2
+    assert chosen not in (set(keys[:10]), set(keys[-10:]))
+
+
+def test_class_counts_count_absent_classes():
+    assert class_counts(TensorImages(torch.zeros(3, 1, 1, 1), torch.tensor([0, 2, 2])), 4) == [1, 0, 2, 0]
+
+
+def test_too_few_images_are_named(digits, tmp_path):
+    require_images(digits, 130)
+    with pytest.raises(
+        DataError, match=r"1 of 10 classes of digits have fewer than 131 training images: '8' \(130\); use --ipc 130 or less"
+    ):
+        require_images(digits, 131)
+    with pytest.raises(DataError, match=r"10 of 10 .*: '0' \(134\), '1' \(136\), '2' \(133\), '3' \(137\), '4' \(136\) and 5 more;"):
+        require_images(digits, 200)
