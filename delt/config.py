@@ -9,6 +9,7 @@ what a user leaves out.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ def checked(item: dataclasses.Field[Any], kind: Any, value: Any, name: str | Non
     for part in value if isinstance(value, tuple) else (value,):
         if choices and part not in choices:
             raise unknown(f"value for {name}", part, choices)
+        if isinstance(part, float) and math.isinf(part):
+            raise ConfigError(f"{name} is {part}; allowed is a finite number")
         if (low is not None and not part >= low) or (high is not None and not part <= high):  # `not`: refuses NaN
             limits = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
             raise ConfigError(f"{name} is {part}; allowed is {limits}")
@@ -135,7 +138,7 @@ class RecoverConfig(Section):
     adam_steps: str = option("sub_batch", "step count of Adam's bias correction: per sub_batch, or shared by all images (published), which makes a late image's first step 1.58 x lr", choices=("sub_batch", "shared"))
     clock: str = option("global", "learning rate and crop range follow the run's clock (published), or each sub-batch its own from its join", choices=("global", "own"))
     save: str = option("png", "png: rounded, lossless; jpeg75: truncated and passed through JPEG quality 75 (published), which hurts small images most", choices=("png", "jpeg75"))
-    record_classes: int = option(10, "classes whose images are recorded while they change; 0 records none", low=0)
+    record_classes: int | None = option(None, "classes whose images are recorded while they change; 0 records none (default: up to 10, within 64 MiB)", low=0)
     record_count: int = option(40, "snapshots and loss readings over the whole run", low=2)
 
 
@@ -202,7 +205,31 @@ FIDELITY: dict[str, dict[str, Any]] = {
     },
 }
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "demo": {}, "smoke": {}}
+_SMALL = {"teacher_arch": "convnet3", "teacher_weights": None, "teacher_lr": 0.1, "teacher_batch": 64, "ipc": 5}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},  # the fields' own defaults
+    "demo": {  # a minute on two CPU cores with digits
+        **_SMALL,
+        "teacher_width": 32,
+        "teacher_epochs": 40,
+        "iterations": 400,
+        "evaluate_epochs": 150,
+        "evaluate_controls": ["one_sub_batch", "start", "random"],
+    },
+    "smoke": {  # seconds: proves that everything works, and nothing about quality
+        **_SMALL,
+        "teacher_width": 8,
+        "teacher_epochs": 2,
+        "teacher_min_accuracy": 0.0,
+        "rank_images": 50,
+        "iterations": 20,
+        "recover_record_count": 5,
+        "evaluate_epochs": 2,
+        "evaluate_seeds": 2,
+        "evaluate_full": False,
+    },
+}
 
 
 @dataclass(frozen=True)

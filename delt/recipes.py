@@ -6,8 +6,8 @@ same for every method. Accuracy depends on the recipe as much as on the images, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from delt.errors import unknown
 from delt.schedule import cosine
@@ -20,6 +20,7 @@ class Recipe:
     name: str
     epochs: int
     batches: Mapping[int, tuple[int, int, int]]  # classes -> images per step for ipc below 10, below 30, and above
+    half_batch: tuple[tuple[str, int], ...] = ()  # (architecture, classes) that take half of it
     lr: float = 1e-3
     lr_of: Mapping[str, float] = field(default_factory=dict)  # architectures with a rate of their own
     weight_decay: float = 0.01
@@ -36,10 +37,10 @@ class Recipe:
     full_batch: int = 128
 
     def batch(self, classes: int, ipc: int, arch: str = "") -> int:
-        """Images per step, never more than the set holds; ResNet-101 takes half from 100 classes on, as published."""
+        """Images per step, of the table's row nearest in classes, and never more than the set holds."""
         nearest = min(self.batches, key=lambda known: abs(known - classes))
         size = self.batches[nearest][0 if ipc < 10 else 1 if ipc < 30 else 2]
-        if self.double_forward and arch == "resnet101" and nearest in (100, 1000):
+        if (arch, nearest) in self.half_batch:
             size //= 2
         return min(size, ipc * classes)
 
@@ -65,6 +66,7 @@ RECIPES: dict[str, Recipe] = {
             name="paper:delt",
             epochs=300,
             batches={10: (10, 50, 100), 100: (20, 100, 200), 200: (100, 100, 100), 1000: (20, 100, 200)},
+            half_batch=(("resnet101", 100), ("resnet101", 1000)),
             lr_of={
                 "mobilenet_v2": 2.5e-3,
                 "efficientnet_b0": 2e-3,

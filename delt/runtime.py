@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from delt.config import RuntimeConfig
-from delt.errors import ConfigError
+from delt.errors import ConfigError, RunError
 
 T = TypeVar("T")
 Emit = Callable[[dict[str, Any]], None]  # receives progress events; see delt.pipeline
@@ -113,15 +114,38 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def settings(runtime: RuntimeConfig) -> Iterator[None]:
-    """Apply threads and matmul precision, and put the old values back afterwards."""
+    """Apply threads, precision and determinism, and put the old values back afterwards."""
+    cudnn = torch.backends.cudnn
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(runtime.threads or threads)
-    torch.set_float32_matmul_precision("high" if runtime.precision == "tf32" else "highest")
+    allowed, deterministic = cudnn.allow_tf32, cudnn.deterministic
+    _apply(runtime)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+        cudnn.allow_tf32, cudnn.deterministic = allowed, deterministic
+
+
+def _apply(runtime: RuntimeConfig) -> None:
+    tf32 = runtime.precision == "tf32"
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # torch's default lets convolutions round to TF32 whatever the line above says
+    torch.backends.cudnn.deterministic = True  # some of cuDNN's gradients otherwise add up in a random order
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, *key: object) -> Iterator[None]:
+    """Draw from this key, in the block, what takes no generator (dropout); the global random state is left as it was."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed_of(*key))  # torch.manual_seed would reset every GPU
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed_of(*key))
+        yield
 
 
 def autocast(runtime: RuntimeConfig) -> contextlib.AbstractContextManager[Any]:
@@ -192,14 +216,26 @@ class Pool:
             self._executor = None
 
     def map(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any], emit: Emit = silent) -> list[T]:
-        """Results of `fn(task, emit)` in the order of the tasks; `fn` must be a module-level function."""
+        """Results of `fn(task, emit)` in the order of the tasks; `fn` must be a module-level function.
+
+        Raises:
+            RunError: a worker process died.
+        """
         if self.workers == 1 or len(tasks) < 2:
             return [fn(task, emit) for task in tasks]
         executor = self._start()
         with _forward(self._events, emit):
-            futures = [executor.submit(_call, pickle.dumps((fn, task))) for task in tasks]
+            futures = [executor.submit(_call, fn, _Plain(task)) for task in tasks]
             try:
-                return [pickle.loads(future.result()) for future in futures]
+                results: list[Any] = [future.result() for future in futures]
+                return results
+            except BrokenProcessPool as error:
+                executor.shutdown(wait=False)
+                self._executor = None  # the next call starts fresh processes
+                raise RunError(
+                    "a worker process died, most often for lack of memory: use fewer --workers; a script that calls delt needs "
+                    "its calls under `if __name__ == '__main__':`"
+                ) from error
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -219,13 +255,21 @@ _worker_events: Any = None  # set once in a worker process, never in the parent
 def _enter_worker(runtime: RuntimeConfig, events: Any) -> None:
     global _worker_events
     _worker_events = events
-    torch.set_num_threads(runtime.threads or 1)
-    torch.set_float32_matmul_precision("high" if runtime.precision == "tf32" else "highest")
+    _apply(dataclasses.replace(runtime, threads=runtime.threads or 1))
 
 
-def _call(payload: bytes) -> bytes:
-    fn, task = pickle.loads(payload)
-    return pickle.dumps(fn(task, _worker_events.put))
+@dataclass
+class _Plain:
+    """Travels as plain bytes, made when its turn comes: torch's own way would share memory between processes."""
+
+    content: Any
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        return pickle.loads, (pickle.dumps(self.content),)  # and arrives as the content itself
+
+
+def _call(fn: Callable[[Any, Emit], Any], task: Any) -> _Plain:
+    return _Plain(fn(task, _worker_events.put))
 
 
 @contextlib.contextmanager

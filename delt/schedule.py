@@ -110,24 +110,25 @@ def plan(
         raise ConfigError(f"ipc is {ipc}; at least one image per class is needed")
     if iterations < 0:
         raise ConfigError(f"iterations is {iterations}; allowed are 0 (keep the starting images) and above")
-    if iterations == 0:
-        return Schedule(0, 0, (ipc,))
     if round_iterations is not None and round_iterations < 1:
         raise ConfigError(f"round_iterations is {round_iterations}; at least 1 is needed")
-    if sub_batches is None:
-        wanted = DEFAULT_SUB_BATCHES if round_iterations is None else max(1, iterations // round_iterations)
-        sub_batches = min(wanted, ipc, iterations)
-    if not 1 <= sub_batches <= ipc:
+    if sub_batches is not None and not 1 <= sub_batches <= ipc:
         raise ConfigError(
             f"sub_batches is {sub_batches} with ipc {ipc}; allowed are 1 to {ipc}: every sub-batch needs an image of each class"
         )
+    if iterations == 0:
+        return Schedule(0, 0, (ipc,))
+    if sub_batches is None:
+        wanted = DEFAULT_SUB_BATCHES if round_iterations is None else max(1, iterations // round_iterations)
+        sub_batches = min(wanted, ipc, iterations)
     if round_iterations is None:
         round_iterations = max(1, iterations // sub_batches)
     if (sub_batches - 1) * round_iterations >= iterations:
         most = (iterations - 1) // (sub_batches - 1)
+        fix = f"lower round_iterations to at most {most}" if most else f"lower sub_batches to at most {iterations}"
         raise ConfigError(
             f"the last of {sub_batches} sub_batches would join at iteration {(sub_batches - 1) * round_iterations}, but the run "
-            f"ends at {iterations}: lower round_iterations to at most {most} or raise iterations"
+            f"ends at {iterations}: {fix} or raise iterations"
         )
     return Schedule(iterations, round_iterations, split(ipc, sub_batches))
 

@@ -1,11 +1,12 @@
 """Training a network: the one loop behind teachers and students, with checkpoints between epochs.
 
-The loop holds no randomness: batches are a function of the epoch, so a run that goes on from a checkpoint ends with the
-same bits as one that was never stopped.
+All randomness is a function of the epoch: the caller's batches, and what the network itself draws (dropout). So a run
+that goes on from a checkpoint ends with the same bits as one that was never stopped.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from delt.data.images import Images, normalise
 from delt.errors import DeltError
+from delt.runtime import seeded
 from delt.storage import Slots
 
 TEST_BATCH = 500
@@ -29,6 +31,7 @@ def fit(
     steps: int,
     *,
     after: Callable[[int], dict[str, Any]] | None = None,
+    seed: int = 0,
     slots: Slots | None = None,
     every: float = 60.0,
 ) -> list[dict[str, Any]]:
@@ -39,6 +42,7 @@ def fit(
         rate: learning rate after a number of passes (fractions count), set before each step.
         steps: steps per epoch.
         after: called after each epoch; what it returns joins the epoch's record.
+        seed: of dropout and the like.
         slots: where checkpoints go, at most one in `every` seconds; training goes on from the newest.
 
     Raises:
@@ -47,23 +51,36 @@ def fit(
     history = _resume(model, optimizer, slots) if slots else []
     saved = time.monotonic()
     for epoch in range(len(history), epochs):
-        model.train()
-        total = torch.zeros(())
-        for step, loss in enumerate(losses(epoch)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(epoch + step / steps)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total = total.to(loss.device) + loss.detach()
-        mean = (total / steps).item()
-        if mean != mean or mean in (float("inf"), float("-inf")):
+        with seeded(next(model.parameters()).device, seed, "fit", epoch):
+            mean = _pass(model, optimizer, epoch, losses, rate, steps)
+        if not math.isfinite(mean):
             raise DeltError(f"training stopped: the loss of epoch {epoch} is {mean}; lower the learning rate")
         history.append({"epoch": epoch, "loss": round(mean, 6), **(after(epoch) if after else {})})
         if slots and time.monotonic() - saved > every:
             _save(model, optimizer, history, slots)
             saved = time.monotonic()
     return history
+
+
+def _pass(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    losses: Callable[[int], Iterator[Tensor]],
+    rate: Callable[[float], float],
+    steps: int,
+) -> float:
+    """One pass over the batches; returns the mean loss."""
+    model.train()
+    values = []
+    for step, loss in enumerate(losses(epoch)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(epoch + step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        values.append(loss.detach())
+    return torch.stack(values).mean().item()
 
 
 def _save(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]], slots: Slots) -> None:

@@ -128,6 +128,22 @@ def test_write_folder_never_mixes(tmp_path: Path, error: int | None) -> None:
     assert content() == old
 
 
+def test_an_old_folder_that_cannot_come_back_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_folder(tmp_path / "set", [("a", b"old")])
+    replace, moves = os.replace, []
+
+    def only_once(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", only_once)
+    with pytest.raises(storage.StorageError, match="Input/output error"):
+        storage.write_folder(tmp_path / "set", [("a", b"new")])
+    assert [(item / "a").read_bytes() for item in tmp_path.iterdir()] == [b"old"]
+
+
 def log_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str | int]:
     """A list that grows by "file" or the inode of a folder at each fsync, and by "rename" at each rename."""
     events: list[str | int] = []

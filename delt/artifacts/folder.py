@@ -201,6 +201,14 @@ class RunFolder:
             storage.write_sealed(pinned, dict(keys))
         return folder
 
+    def pinned(self) -> dict[str, dict[str, Any]]:
+        """Settings of the stages that were begun, by stage; a damaged note counts as none."""
+        found = {}
+        for path in sorted((self.path / ".work").glob("*/keys.json")):
+            with contextlib.suppress(IntegrityError):
+                found[path.parent.name] = storage.read_sealed(path)
+        return found
+
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest, which completes the run, and remove the working state (all but the lock).
 

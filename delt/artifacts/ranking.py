@@ -70,7 +70,7 @@ class Ranking:
             columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in COLUMNS}
             classes = tuple(storage.parse_json(facts["classes"], folder / FILE))
             return Ranking(classes, facts["keep"], int(facts["factor"]), **columns)
-        except (KeyError, ValueError, AttributeError, pa.ArrowException) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
             raise IntegrityError(f"{folder / FILE} is not a ranking: {error}") from error
 
 

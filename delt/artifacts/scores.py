@@ -20,7 +20,7 @@ class Score:
     set: str  # what it was trained on: the method, a control (random, start, one_sub_batch) or full
     recipe: str
     labels: str  # soft or hard
-    arch: str
+    arch: str  # with its width where that was set: convnet3-w32
     seed: int
     epochs: int
     last: float

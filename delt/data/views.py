@@ -29,6 +29,13 @@ class Batch:
     mix: Mix | None
 
 
+def safe_batch(count: int, batch: int) -> int:
+    """`batch`, or a little more where a pass over `count` images would end in a batch of one, whose statistics BatchNorm refuses."""
+    while count > batch and count % batch == 1:
+        batch += 1
+    return batch
+
+
 @dataclass(frozen=True)
 class Views:
     """The augmented passes over a set under a recipe."""
@@ -43,13 +50,14 @@ class Views:
 
     def steps(self, images: Images) -> int:
         """Batches in a pass; the last, smaller one counts."""
-        return -(-len(images) // self.batch)
+        return -(-len(images) // safe_batch(len(images), self.batch))
 
     def epoch(self, images: Images, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one pass, on the device of the set."""
         generator = stream(*self.key, epoch % self.period if self.period else epoch)
         order = torch.randperm(len(images), generator=generator)
-        pairs = zip(order.split(self.batch), images.batches(order, self.batch), strict=True)
+        batch = safe_batch(len(images), self.batch)
+        pairs = zip(order.split(batch), images.batches(order, batch), strict=True)
         for index, (pixels, labels) in pairs:
             yield self._augmented(pixels, labels, index, generator)
 

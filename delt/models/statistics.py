@@ -77,7 +77,7 @@ class StatisticsMatch:
         self._terms.append(distance * self.first_multiplier if layer is self.layers[0] else distance)
 
     def collect(self) -> Tensor:
-        """Weighted sum over the layers of the last forward pass, per group [G]; forgets it."""
+        """Weighted sum over the layers, per group [G], of what was measured since the last call: call it after each forward pass."""
         total = torch.stack(self._terms).sum(0)
         self._terms.clear()
         return total

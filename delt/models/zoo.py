@@ -51,10 +51,19 @@ class ConvNet(nn.Module):
         return out
 
 
+NO_BATCHNORM = ("alexnet", "convnext", "swin", "vgg", "vit")  # families of networks without BatchNorm (vgg: but for _bn)
+
+
 def architectures() -> tuple[str, ...]:
     """Names that `build` knows, ConvNets first."""
     published = torchvision.models.list_models(module=torchvision.models)
     return (*CONVNETS, *(name for name in published if name not in LEFT_OUT))
+
+
+def teachers() -> tuple[str, ...]:
+    """Names of the networks with BatchNorm layers, whose statistics recover needs."""
+    plain = [name for name in architectures() if name.startswith(NO_BATCHNORM) and not name.endswith("_bn")]
+    return tuple(name for name in architectures() if name not in plain)
 
 
 def build(arch: str, classes: int, channels: int, size: int, width: int | None = None, generator_seed: int | None = None) -> nn.Module:

@@ -7,19 +7,21 @@ under its own name, for comparison with published values that were chosen so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from delt import storage
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
 from delt.config import EvaluateConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views
+from delt.errors import ConfigError, IntegrityError
 from delt.models.zoo import build
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import Emit, Job, seed_of, settings
@@ -33,6 +35,7 @@ class StudentTask:
 
     score: Score  # its key; the results are filled in
     recipe: Recipe
+    arch: str
     width: int | None
     batch: int
     flip: bool
@@ -59,6 +62,9 @@ def evaluate(
         name: what the set is called in the scores.
         flip: whether a mirror image is still of its class.
         known: rows that exist already and are not computed again.
+
+    Raises:
+        ConfigError: an unknown recipe or architecture, or stored labels that were made for another recipe or set.
     """
     job = job or Job()
     tasks = student_tasks(synthetic, soft, test, config, job, name=name, flip=flip)
@@ -70,15 +76,19 @@ def student_tasks(
 ) -> list[StudentTask]:
     """The students that `evaluate` trains, as values: several sets' students can share the workers."""
     recipe = recipe_of(config.recipe)
+    if soft.logits is not None and (soft.recipe, soft.logits.shape[1]) != (recipe.name, len(synthetic)):
+        raise ConfigError(
+            f"the stored labels are those of {soft.logits.shape[1]} images under the recipe {soft.recipe}, and {len(synthetic)} images "
+            f"are to be trained on under {recipe.name}: relabel them, or set relabel_mode to online"
+        )
     images = TensorImages(synthetic.images, synthetic.labels)
     tasks = []
-    for given in config.students:
-        arch, width = _architecture(given, soft)
+    for arch, width in _students(config, soft):
         batch = recipe.batch(len(synthetic.classes), len(synthetic) // len(synthetic.classes), arch)
         for labels in config.labels:
             for seed in range(job.seed, job.seed + config.seeds):
-                score = Score(name, recipe.name, labels, arch, seed, config.epochs or recipe.epochs, 0.0, 0.0)
-                tasks.append(StudentTask(score, recipe, width, batch, flip, images, test, soft, job))
+                score = Score(name, recipe.name, labels, shown(arch, width), seed, config.epochs or recipe.epochs, 0.0, 0.0)
+                tasks.append(StudentTask(score, recipe, arch, width, batch, flip, images, test, soft, job))
     return tasks
 
 
@@ -86,11 +96,10 @@ def full_tasks(real: RealSet, soft: SoftLabels, config: EvaluateConfig, job: Job
     """Students of the whole real set, with its own labels: what there is to reach."""
     recipe = replace(recipe_of(config.recipe), mix="none")
     tasks = []
-    for given in config.students:
-        arch, width = _architecture(given, soft)
+    for arch, width in _students(config, soft):
         for seed in range(job.seed, job.seed + config.seeds):
-            score = Score("full", recipe.name, "hard", arch, seed, recipe.full_epochs, 0.0, 0.0)
-            tasks.append(StudentTask(score, recipe, width, recipe.full_batch, real.info.flip, real.train, real.test, soft, job))
+            score = Score("full", recipe.name, "hard", shown(arch, width), seed, recipe.full_epochs, 0.0, 0.0)
+            tasks.append(StudentTask(score, recipe, arch, width, recipe.full_batch, real.info.flip, real.train, real.test, soft, job))
     return tasks
 
 
@@ -106,13 +115,29 @@ def run_students(tasks: list[StudentTask], job: Job, known: Sequence[Score] = ()
 
 
 def train_student(task: StudentTask, emit: Emit) -> Score:
-    """Train and test one student."""
+    """Train and test one student, or return its result if it was finished before."""
+    if task.job.work is None:
+        return _train(task, emit, None)
+    name = "-".join(map(str, task.score.key)).replace(":", "_")
+    done = task.job.work / f"{name}.json"
+    if done.exists():
+        try:
+            return Score(**storage.read_sealed(done))
+        except IntegrityError:
+            done.unlink()  # a damaged result is computed again
+    slots = Slots(task.job.work / name)
+    score = _train(task, emit, slots)
+    storage.write_sealed(done, asdict(score))
+    slots.clear()
+    return score
+
+
+def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
     card, recipe, score, device = task.soft.teacher.card, task.recipe, task.score, task.job.device
-    init = seed_of(score.seed, "student", score.arch) % 2**31  # paired: the same start for every set
-    model = build(score.arch, len(card.classes), card.channels, card.size, task.width, init).to(device)
+    init = seed_of(score.seed, "student", task.arch) % 2**31  # paired: the same start for every set
+    model = build(task.arch, len(card.classes), card.channels, card.size, task.width, init).to(device)
     student = Student(task, model, device, emit)
-    slots = Slots(task.job.work / "-".join(map(str, score.key)).replace(":", "_")) if task.job.work else None
-    peak = recipe.rate(score.arch)
+    peak = recipe.rate(task.arch)
     optimizer = torch.optim.AdamW(decayed(model, recipe.weight_decay), lr=peak, betas=recipe.betas)
     with settings(task.job.runtime):
         history = fit(
@@ -123,11 +148,10 @@ def train_student(task: StudentTask, emit: Emit) -> Score:
             lambda epoch: peak * recipe.factor(int(epoch), score.epochs),
             student.views.steps(task.train),
             after=student.tested,
+            seed=score.seed,
             slots=slots,
             every=task.job.runtime.checkpoint_seconds,
         )
-    if slots:
-        slots.clear()
     tested = [record["top1"] for record in history if "top1" in record]
     return replace(score, last=tested[-1], best=max(tested))
 
@@ -191,9 +215,15 @@ def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": heavy, "weight_decay": weight_decay}, {"params": light, "weight_decay": 0.0}]
 
 
-def _architecture(given: str, soft: SoftLabels) -> tuple[str, int | None]:
+def shown(arch: str, width: int | None) -> str:
+    """What an architecture is called in the scores: two widths are two students."""
+    return arch if width is None else f"{arch}-w{width}"
+
+
+def _students(config: EvaluateConfig, soft: SoftLabels) -> list[tuple[str, int | None]]:
+    """(architecture, width) of the configured students, each once."""
     card = soft.teacher.card
-    return (card.arch, card.width) if given == "teacher" else (given, None)
+    return list(dict.fromkeys((card.arch, card.width) if given == "teacher" else (given, None) for given in config.students))
 
 
 def _on(images: Images, device: torch.device) -> Images:

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.teacher import Teacher
 from delt.config import RankConfig
-from delt.data.augment import axis_operator, draw_boxes, warp
+from delt.data.augment import draw_boxes, warp
 from delt.data.images import RealSet, normalise
 from delt.errors import DataError
-from delt.runtime import Job, stream
+from delt.runtime import Job, settings, stream
 
 BATCH = 256  # images scored at once
 SMALLEST = 0.08  # area share of a scored crop (RDED)
@@ -39,7 +39,9 @@ def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int, job: Job
     needed = ipc * config.factor**2
     candidates = [_candidates(real, label, needed, config, job.seed) for label in range(len(info.classes))]
     job.emit({"stage": "rank", "total": sum(map(len, candidates)) * max(1, config.crops), "unit": "patch"})
-    tables = [_rank_class(teacher, real, label, images, needed, config, job) for label, images in enumerate(candidates)]
+    teacher = teacher.to(job.device)
+    with settings(job.runtime):
+        tables = [_rank_class(teacher, real, label, images, needed, config, job) for label, images in enumerate(candidates)]
     columns = (torch.cat(column) for column in zip(*tables, strict=True))
     ranking = Ranking(info.classes, config.keep, config.factor, *columns)
     return render(ranking, real, ipc)
@@ -124,12 +126,18 @@ def _score(teacher: Teacher, real: RealSet, label: int, images: Tensor, boxes: T
 
 def _cut(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Boxes of float images [N,C,H,W] resized to side x side; a whole image at its own size keeps its exact pixels."""
-    size = images.shape[-1]
     top, left, height, width = boxes.unbind(1)
-    stretched = warp(images, axis_operator(top, height, size), axis_operator(left, width, size))
-    if side == size:
-        return stretched
-    return F.interpolate(stretched, side, mode="bilinear", antialias=True, align_corners=False)
+    return warp(images, _resizer(top, height, images.shape[-1], side), _resizer(left, width, images.shape[-1], side))
+
+
+def _resizer(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
+    """Matrices [n, side, size] that cut `length` of `size` pixels from `start` and resize them to `side`: bilinear, antialiased."""
+    start, length, pixel = start[:, None, None], length[:, None, None], torch.arange(size)
+    centre = (torch.arange(side)[:, None] + 0.5) * length / side
+    reach = (length / side).clamp_min(1)  # a shrunk pixel is the mean of all that it covers
+    weight = (1 - (pixel - start + 0.5 - centre).abs() / reach).clamp_min(0)
+    weight = weight * ((pixel >= start) & (pixel < start + length))
+    return weight / weight.sum(2, keepdim=True)
 
 
 def render(ranking: Ranking, real: RealSet, ipc: int) -> Patches:

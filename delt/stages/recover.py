@@ -37,6 +37,7 @@ from delt.runtime import Emit, Job, autocast, device_of, laid_out, resolve, sett
 from delt.schedule import Schedule, learning_rate, plan, smallest_crop
 
 EPS = 1e-8  # of Adam
+RECORD_BYTES = 64 * 2**20  # of snapshots, where the configuration does not say how many classes
 
 
 @dataclass
@@ -64,23 +65,32 @@ def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job 
     runtime = resolve(job.runtime)
     schedule = plan(config.iterations, patches.ipc, config.round_iterations, config.sub_batches)
     if not schedule.iterations:
-        return Recovered(_collect(teacher, patches, schedule, patches.images, job.seed), None, [])
+        return Recovered(_collect(teacher, patches, schedule, [], _starting_pixels(teacher, patches, job.seed), job.seed), None, [])
     groups = make_groups(
         len(teacher.card.classes), schedule, config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds
     )
     job.emit({"stage": "recover", "total": sum(group.schedule.image_iterations for group in groups), "unit": "img-it"})
     local = Job(job.seed, runtime, job.work)  # the pool and the listener stay with this process
-    count = min(config.record_count, *(group.schedule.iterations + 1 for group in groups))
+    count = min([config.record_count, *(group.schedule.iterations + 1 for group in groups)])
+    classes = recorded_classes(config, teacher, patches.ipc * count)
     tasks = [
-        PackTask(teacher, pack, patches.of(interleaved(pack)), config, count, local) for pack in packs(groups, runtime.packing or 1)
+        PackTask(teacher, pack, patches.of(interleaved(pack)), config, classes, count, local) for pack in packs(groups, runtime.packing or 1)
     ]
     units = job.map(recover_pack, tasks)
     images = torch.empty(_shape(teacher, patches.ipc), dtype=torch.uint8)
     for task, unit in zip(tasks, units, strict=True):
         images[task.places(patches.ipc)] = unit.images
     readings = [reading for unit in units for reading in unit.readings]
-    synthetic = _collect(teacher, patches, schedule, images, job.seed)
+    synthetic = _collect(teacher, patches, schedule, groups, images, job.seed)
     return Recovered(synthetic, _snapshots(tasks, units, schedule, readings), readings)
+
+
+def recorded_classes(config: RecoverConfig, teacher: Teacher, images: int) -> int:
+    """Classes that are recorded, where one takes `images` images: as configured, or what fits the budget."""
+    if config.record_classes is not None:
+        return config.record_classes
+    one = images * teacher.card.channels * teacher.card.size**2
+    return min(10, max(1, RECORD_BYTES // one))
 
 
 def interleaved(groups: Sequence[Group]) -> list[tuple[int, int]]:
@@ -96,7 +106,8 @@ class PackTask:
     groups: list[Group]
     start: Tensor | None  # uint8 [n*G,C,H,W], image i of group g at i*G+g; None: noise
     config: RecoverConfig
-    snapshots: int  # of the recorded classes, the finished images included
+    recorded: int  # classes, from the first, whose images are recorded
+    snapshots: int  # of them, the finished images included
     job: Job
 
     @property
@@ -111,7 +122,7 @@ class PackTask:
     @property
     def watched(self) -> Tensor:
         """Rows [R] whose images are recorded."""
-        return torch.tensor([row for row, (c, _) in enumerate(self.members) if c < self.config.record_classes], dtype=torch.long)
+        return torch.tensor([row for row, (c, _) in enumerate(self.members) if c < self.recorded], dtype=torch.long)
 
     @property
     def name(self) -> str:
@@ -184,9 +195,10 @@ def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tu
         for t in range(state.t, schedule.iterations):
             if t in marks:
                 state.recorded.append(step.watched_pixels(state))
-            losses = step(state, match)
-            if t in marks:
-                state.readings.extend(step.readings(t, losses))
+            if step.active(t):  # none before the first join of a group without early images
+                losses = step(state, match)
+                if t in marks:
+                    state.readings.extend(step.readings(t, losses))
             state.t = t + 1
             pulse.beat(step.active(t))
             if slots and time.monotonic() - clock > runtime.checkpoint_seconds:
@@ -337,12 +349,25 @@ def _work_until(schedule: Schedule, t: int) -> int:
 def _start(task: PackTask, device: torch.device) -> State:
     card = task.teacher.card
     if task.start is None:
-        shape = (card.channels, card.size, card.size)
-        draws = [torch.randn(shape, generator=stream(task.job.seed, "noise", c, i)) for c, i in task.members]
-        images = torch.stack(draws).to(device)
+        images = _noise(task.teacher, task.members, task.job.seed).to(device)
     else:
         images = normalise(task.start.to(device), card.mean, card.std)
     return State(images, torch.zeros_like(images), torch.zeros_like(images))
+
+
+def _noise(teacher: Teacher, members: Sequence[tuple[int, int]], seed: int) -> Tensor:
+    """Standard normal images [n,C,H,W] in normalised space, each from a stream of its own."""
+    card = teacher.card
+    shape = (card.channels, card.size, card.size)
+    return torch.stack([torch.randn(shape, generator=stream(seed, "noise", c, i)) for c, i in members])
+
+
+def _starting_pixels(teacher: Teacher, patches: Patches, seed: int) -> Tensor:
+    """The starting images of all classes, uint8 [K*ipc,C,H,W]; of noise what fits into pixels."""
+    if patches.images is not None:
+        return patches.images
+    members = [(c, i) for c in range(len(teacher.card.classes)) for i in range(patches.ipc)]
+    return denormalise(_noise(teacher, members, seed), teacher.card.mean, teacher.card.std)
 
 
 def kept_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], how: str) -> Tensor:
@@ -368,15 +393,18 @@ def _shape(teacher: Teacher, ipc: int) -> tuple[int, int, int, int]:
     return (len(card.classes) * ipc, card.channels, card.size, card.size)
 
 
-def _collect(teacher: Teacher, patches: Patches, schedule: Schedule, images: Tensor, seed: int) -> SyntheticSet:
+def _collect(teacher: Teacher, patches: Patches, schedule: Schedule, groups: Sequence[Group], images: Tensor, seed: int) -> SyntheticSet:
     classes, depth = teacher.card.classes, torch.tensor(schedule.sub_batch_of)
-    updates = torch.tensor(schedule.updates)
+    iterations = torch.zeros(len(images), dtype=torch.long)
+    for group in groups:  # a group's run may be shorter than the class's: see drop_empty_rounds
+        for (c, i), k in zip(group.members, group.schedule.sub_batch_of, strict=True):
+            iterations[c * patches.ipc + i] = group.schedule.updates[k]
     return SyntheticSet(
         images=images,
         labels=torch.arange(len(classes)).repeat_interleave(patches.ipc),
         classes=classes,
         sub_batch=depth.repeat(len(classes)),
-        iterations=updates[depth].repeat(len(classes)),
+        iterations=iterations,
         source=patches.sources,
         seed=seed,
     )

@@ -14,6 +14,7 @@ from delt.artifacts.teacher import Teacher, TeacherCard, check_classes, load_wei
 from delt.config import TeacherConfig
 from delt.data.augment import pad_crop
 from delt.data.images import RealSet, normalise
+from delt.data.views import safe_batch
 from delt.errors import TeacherError
 from delt.models.zoo import build, has_batchnorm
 from delt.runtime import Job, settings, stream
@@ -46,29 +47,36 @@ def check_strength(card: TeacherCard, real: RealSet, config: TeacherConfig) -> N
 
 def _loaded(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
     assert config.weights is not None
-    if Path(config.weights).with_suffix(".json").is_file():  # one of our own, with its card
-        teacher = Teacher.load(config.weights)
+    path = Path(config.weights)
+    if path.is_dir() or path.with_suffix(".json").is_file():  # one of our own, with its card
+        teacher = Teacher.load(path)
         check_classes(teacher.card, real.info)
         model, card = teacher.model, teacher.card
     else:
         model = load_weights(config.weights, config.arch, config.width, real.info)
         card = _card(real, config, config.weights)
+    _require_batchnorm(model, card.arch)
     return _measured(model, card, real, job)
+
+
+def _require_batchnorm(model: nn.Module, arch: str) -> None:
+    if not has_batchnorm(model):
+        raise TeacherError(f"teacher_arch {arch} has no BatchNorm2d layers, whose statistics recover needs; `delt models` marks those that do")
 
 
 def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
     info = real.info
     model = build(config.arch, len(info.classes), info.channels, info.size, config.width, config.seed).to(job.device)
-    if not has_batchnorm(model):
-        raise TeacherError(f"teacher_arch {config.arch} has no BatchNorm2d layers, whose statistics recover needs; `delt models` marks those that do")
-    steps = -(-len(real.train) // config.batch)
+    _require_batchnorm(model, config.arch)
+    batch = safe_batch(len(real.train), config.batch)
+    steps = -(-len(real.train) // batch)
     optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
     job.emit({"stage": "squeeze", "total": config.epochs * len(real.train), "unit": "img"})
 
     def losses(epoch: int) -> Iterator[Tensor]:
         generator = stream(config.seed, "squeeze", epoch)
         order = torch.randperm(len(real.train), generator=generator)
-        for pixels, labels in real.train.batches(order, config.batch):
+        for pixels, labels in real.train.batches(order, batch):
             images = normalise(pixels.to(job.device), info.mean, info.std)
             images = pad_crop(images, config.pad, info.flip, generator)
             yield F.cross_entropy(model(images), labels.to(job.device), label_smoothing=config.smoothing)
@@ -76,7 +84,10 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
 
     slots = Slots(job.work / "teacher") if job.work else None
     with settings(job.runtime):
-        fit(model, optimizer, config.epochs, losses, lambda epoch: _rate(epoch, config), steps, slots=slots, every=job.runtime.checkpoint_seconds)
+        every = job.runtime.checkpoint_seconds
+        history = fit(model, optimizer, config.epochs, losses, lambda epoch: _rate(epoch, config), steps, seed=config.seed, slots=slots, every=every)
+    for record in history:
+        job.emit({"stage": "squeeze", "record": record})
     return _measured(model, _card(real, config, "trained"), real, job)
 
 

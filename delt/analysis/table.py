@@ -1,0 +1,75 @@
+"""The table that ends every run: accuracy of each set under one recipe, its diversity and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from delt.artifacts.scores import Scores
+from delt.config import RunConfig
+from delt.schedule import Schedule, plan
+
+HEADS = {
+    "set": "set",
+    "recipe": "recipe",
+    "student": "student",
+    "soft": "top-1 soft labels",
+    "hard": "top-1 hard labels",
+    "best": "best epoch*",
+    "n": "n",
+    "cosine": "cosine",
+    "work": "image-iterations",
+    "saved": "saved",
+}
+
+
+def schedule_of(config: RunConfig) -> Schedule:
+    """The schedule of one class of a run."""
+    recover = config.recover
+    return plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
+
+
+def rows(scores: Scores, diversity: Mapping[str, Mapping[str, float]], configs: Mapping[str, RunConfig], classes: int) -> list[dict[str, Any]]:
+    """One dict per set, recipe and student architecture.
+
+    Args:
+        diversity: set -> {"mean": intra-class cosine similarity, ..}.
+        configs: set -> configuration, of the run and its controls.
+
+    Values: `soft` and `hard` are (mean, std) of the last epoch's top-1 in %, `best` the mean over soft students of their
+    best epoch, `work` image-iterations of the synthesis, `saved` the share that EarlyLate leaves out.
+    """
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for line in scores.summary():
+        row = found.setdefault((line.set, line.recipe, line.arch), {"set": line.set, "recipe": line.recipe, "student": line.arch, "n": line.n})
+        row[line.labels] = (line.mean, line.std)
+        if line.labels == "soft":
+            row["best"] = line.best_mean
+    for row in found.values():
+        row["cosine"] = diversity.get("real" if row["set"] == "full" else row["set"], {}).get("mean")
+        if config := configs.get(row["set"]):
+            schedule = schedule_of(config)
+            row["work"] = schedule.image_iterations * classes
+            row["saved"] = schedule.saved if schedule.iterations else None
+    return list(found.values())
+
+
+def text(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The rows as a plain table, with what its columns mean below it."""
+    cells = [[_cell(key, row.get(key)) for key in HEADS] for row in lines]
+    table = [list(HEADS.values()), *cells]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADS))]
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    rule = "-" * max(map(len, body))
+    note = "top-1: % on real test images after the last epoch, mean ± std over n students; cosine: intra-class, lower is more diverse\n"
+    note += "* chosen by the test set itself: only for comparison with published values that were"
+    return "\n".join([body[0], rule, *body[1:], rule, note])
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return f"{value[0]:.2f} ± {value[1]:.2f}"
+    formats = {"best": "{:.2f}", "cosine": "{:.3f}", "work": "{:,}", "saved": "{:.2%}"}
+    return formats.get(key, "{}").format(value)

@@ -1,0 +1,206 @@
+"""`delt ...`: a thin skin over the pipeline. Every field of the configuration is a flag, built from the dataclasses.
+
+    delt run digits --preset demo --out runs/a
+    delt show runs/a
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from delt.config import FlatField, flat_fields
+from delt.errors import ConfigError, DeltError, unknown
+
+STAGES = {
+    "run": "Do a whole run: teacher, ranking, synthesis, labels, students, and a table.",
+    "squeeze": "Train or load the teacher of a run.",
+    "rank": "Score the real patches of a run and choose its starting images.",
+    "recover": "Optimise the synthetic images of a run.",
+    "relabel": "Store the soft labels of a run, where they are stored.",
+    "evaluate": "Train the students of a run; on a finished run, new recipes, students or seeds add rows.",
+}
+
+
+def _type_of(entry: FlatField) -> Any:
+    """The type of a flag that may be left out; lists are one text with commas."""
+    kind: Any = entry.type
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is tuple:
+        kind = str
+    elif entry.choices:
+        kind = typing.Literal[entry.choices]
+    return kind | None if isinstance(kind, type) else typing.Optional[kind]  # noqa: UP045
+
+
+def _default_of(entry: FlatField) -> str:
+    default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
+    return "" if default is None else f"(default: {default})"
+
+
+def _metavar_of(entry: FlatField) -> str:
+    kind = _type_of(entry)
+    if entry.choices:
+        return ("," if typing.get_origin(entry.type) is tuple else "|").join(entry.choices)
+    names = {int: "INT", float: "FLOAT", bool: "True|False", str: "NAME,NAME" if typing.get_origin(entry.type) is tuple else "TEXT"}
+    return next(name for known, name in names.items() if known in typing.get_args(kind))
+
+
+def _flag(name: str, kind: Any, help: str, metavar: str, default: str = "", positional: bool = False) -> tuple[str, Any, Any]:
+    arg = tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=default)
+    return name, tyro.conf.Positional[Annotated[kind, arg]] if positional else Annotated[kind, arg], field(default=None)
+
+
+def _settings() -> type:
+    """A flat dataclass with every field of RunConfig; None means not given."""
+    flags: list[Any] = [
+        _flag("dataset", str | None, "Data set (`delt datasets` lists them) or folder:PATH.", "DATASET", positional=True),
+        _flag("out", Path | None, "Run folder; one that was stopped goes on.", "FOLDER", "(default: runs/DATASET-METHOD-ipcN-seedN)"),
+        _flag("config", Path | None, "Replay a run's config.json; flags given beside it win.", "FILE"),
+    ]
+    for entry in flat_fields():
+        if entry.name != "dataset":
+            help = f"{entry.help[0].upper()}{entry.help[1:]}."
+            flags.append(_flag(entry.name, _type_of(entry), help, _metavar_of(entry), _default_of(entry)))
+    return make_dataclass("Settings", flags, frozen=True)
+
+
+Settings: Any = _settings()
+
+
+def _configured(settings: Any) -> tuple[Any, Path]:
+    """The configuration and run folder that the flags mean."""
+    from delt.methods import changed, configure
+    from delt.pipeline import read_config
+
+    given = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
+    out, source = given.pop("out"), given.pop("config")
+    given = {name: value for name, value in given.items() if value is not None}
+    if source is None and "dataset" not in given and out is not None and (out / "config.json").is_file():
+        source = out / "config.json"
+    if source is not None:
+        if not source.is_file():
+            raise ConfigError(f"no configuration at {source}: give the config.json of a run")
+        config = changed(read_config(source), given)
+    elif "dataset" in given:
+        config = configure(**given)
+    else:
+        raise ConfigError("no data set: name one (`delt datasets` lists them), or give --config FILE or the --out of a run")
+    name = config.dataset.removeprefix("folder:").rstrip("/").split("/")[-1]
+    return config, out or Path("runs") / f"{name}-{config.method}-ipc{config.ipc}-seed{config.seed}"
+
+
+def _stage(name: str) -> Callable[[Any], None]:
+    def command(settings: Any) -> None:
+        from delt.pipeline import run
+
+        config, out = _configured(settings)
+        done = run(config, out, until="evaluate" if name == "run" else name)
+        if name in ("run", "evaluate"):
+            print(f"\n{done.table()}\n")
+        print(f"{name}: done, {out}")
+
+    command.__doc__ = STAGES[name]
+    command.__annotations__ = {"settings": Settings, "return": None}
+    return command
+
+
+def experiment(settings: Any) -> None:
+    """Do a run inside the experiment notebook; --out receives the executed notebook, its HTML copy and the run folder."""
+    from delt.batch import experiment as execute
+    from delt.pipeline import load
+
+    config, out = _configured(settings)
+    notebook, page = execute(config, out)
+    print(f"\n{load(out / 'run').table()}\n")
+    print(f"notebook  {notebook}\npage      {page}\nrun       {out / 'run'}")
+
+
+experiment.__annotations__ = {"settings": Settings, "return": None}
+
+
+def show(folder: tyro.conf.Positional[Path]) -> None:
+    """Print what a run folder holds: its settings, its table and its files.
+
+    Args:
+        folder: the run folder.
+    """
+    from delt.pipeline import load
+
+    print(load(folder).describe())
+
+
+def verify(folder: tyro.conf.Positional[Path]) -> None:
+    """Re-hash every file of a run against its manifest; exit code 2 where something is missing or damaged.
+
+    Args:
+        folder: the run folder.
+    """
+    from delt.artifacts.folder import verify as check
+    from delt.pipeline import load
+
+    problems = check(load(folder).path)
+    if problems:
+        print("\n".join(problems))
+        sys.exit(2)
+    print(f"{folder}: every file is as recorded")
+
+
+def datasets() -> None:
+    """List the data sets."""
+    from delt.data.specs import DATASETS
+
+    for spec in DATASETS.values():
+        size = f"{spec.size} px" if spec.size else "own size"
+        print(f"{spec.name:<14} {spec.count or '?':>5} classes  {size:>7}  {spec.channels or '?'} channels  {spec.hint}")
+    print(f"{'folder:PATH':<14} your own images: PATH/train/CLASS/* and PATH/val/CLASS/*, or PATH/CLASS/* split from a fixed seed")
+
+
+def models() -> None:
+    """List the architectures; those marked with + have BatchNorm layers and can be teachers."""
+    from delt.models.zoo import architectures, teachers
+
+    able = set(teachers())
+    for name in architectures():
+        print(f"{'+' if name in able else ' '} {name}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    **{name: _stage(name) for name in STAGES},
+    "experiment": experiment,
+    "show": show,
+    "verify": verify,
+    "datasets": datasets,
+    "models": models,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; our own errors become one line and their exit code."""
+    warnings.showwarning = lambda message, *rest, **more: print(f"delt: warning: {message}", file=sys.stderr)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise unknown("command", arguments[0], COMMANDS)
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="delt", description="Dataset distillation with EarlyLate: a few synthetic images per class that train a network.", args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+    except DeltError as error:
+        print(f"delt: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\ndelt: stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Progress bars for people: one per stage, with work per second and the time left; a widget bar in a notebook."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from delt.runtime import Emit
+
+WORDS = {
+    "squeeze": "squeeze  (teacher)",
+    "rank": "rank     (patches)",
+    "recover": "recover  (synthesis)",
+    "relabel": "relabel  (labels)",
+    "evaluate": "evaluate (students)",
+}
+
+
+class Bars:
+    """A listener that shows events: `total` opens a bar, `done` moves it, `message` prints a line above it."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if "message" in event:
+            self.close()
+            print(event["message"], flush=True)
+        elif event.get("total"):
+            self._open(event)
+        elif "done" in event and self._bar is not None and event["stage"] == self._stage:
+            self._bar.update(event["done"])
+
+    def _open(self, event: dict[str, Any]) -> None:
+        with contextlib.suppress(ImportError):
+            from tqdm.auto import tqdm
+
+            self.close()
+            self._stage = event["stage"]
+            name = f"{event['set']}: " if event.get("set") else ""
+            label = name + WORDS.get(self._stage, self._stage)
+            self._bar = tqdm(total=event["total"], unit=event.get("unit", "it"), unit_scale=True, desc=label, mininterval=0.3, dynamic_ncols=True)
+
+    def close(self) -> None:
+        """Finish the bar that is open."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Meter:
+    """Passes events on, and keeps what happened over time in metrics.jsonl: losses as recorded, work and rate per stage."""
+
+    def __init__(self, path: Path, listener: Emit) -> None:
+        self.path, self.listener = path, listener
+        self._stage, self._done, self._begun = "", 0, 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if "total" in event:
+            self.flush()
+            self._stage, self._begun = event["stage"], time.monotonic()
+        if "done" in event:
+            self._done += event["done"]
+        if "record" in event:
+            self.write({"stage": event["stage"], **event["record"]})
+        else:
+            self.listener(event)
+
+    def flush(self) -> None:
+        """Write down the work of the stage that ends."""
+        if self._done:
+            seconds = time.monotonic() - self._begun
+            self.write({"stage": self._stage, "work": self._done, "seconds": round(seconds, 3), "per_second": round(self._done / seconds, 1)})
+        self._stage, self._done = "", 0
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line; a history for people, so it is not synced to the disk line by line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
