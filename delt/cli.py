@@ -1,7 +1,7 @@
 """`delt ...`: a thin skin over the pipeline. Every field of the configuration is a flag, built from the dataclasses.
 
-    delt run digits --preset demo --out runs/a
-    delt show runs/a
+delt run digits --preset demo --out runs/a
+delt show runs/a
 """
 
 from __future__ import annotations
@@ -193,7 +193,12 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="delt", description="Dataset distillation with EarlyLate: a few synthetic images per class that train a network.", args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes))
+            COMMANDS,
+            prog="delt",
+            description="Dataset distillation with EarlyLate: a few synthetic images per class that train a network.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
     except DeltError as error:
         print(f"delt: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -87,7 +87,10 @@ class TeacherConfig(Section):
 
     arch: str = option("resnet18", "teacher architecture (`delt models` lists them)")
     width: int | None = option(None, "channels of the first stage (default: the architecture's own)", low=1)
-    weights: str | None = option(None, "load instead of train: a run's teacher file, a .safetensors/.pth state dict, or a torchvision weight name such as IMAGENET1K_V1")
+    weights: str | None = option(
+        None,
+        "load instead of train: a run's teacher file, a .safetensors/.pth state dict, or a torchvision weight name such as IMAGENET1K_V1",
+    )
     epochs: int = option(200, "passes over the training set", low=1)
     batch: int = option(128, "images per step", low=2)
     lr: float = option(0.1, "peak learning rate of SGD with momentum 0.9, cosine to zero", low=0)
@@ -96,14 +99,20 @@ class TeacherConfig(Section):
     pad: int = option(4, "pixels of padding for the random-crop augmentation (shift range)", low=0)
     smoothing: float = option(0.0, "label smoothing", low=0, high=0.9)
     seed: int = option(0, "seed of the teacher, apart from the run's seed so that runs share teachers", low=0)
-    min_accuracy: float | None = option(None, "refuse a teacher below this test accuracy in % (default: the data set's floor)", low=0, high=100)
+    min_accuracy: float | None = option(
+        None, "refuse a teacher below this test accuracy in % (default: the data set's floor)", low=0, high=100
+    )
 
 
 @dataclass(frozen=True)
 class RankConfig(Section):
     """Rank: which real patches start the synthetic images (DELT section 3; RDED for patches)."""
 
-    keep: str = option("medium", "which patches start the images: medium goes outward from the median score", choices=("medium", "easy", "hard", "random", "noise"))
+    keep: str = option(
+        "medium",
+        "which patches start the images: medium goes outward from the median score",
+        choices=("medium", "easy", "hard", "random", "noise"),
+    )
     images: int | None = option(300, "candidate images per class, drawn at random (default of the published runs; none: all)", low=1)
     crops: int = option(0, "random crops scored per image; 0 scores the whole image", low=0)
     factor: int = option(1, "patches per side of a synthetic image (1: one patch; 2: a 2 x 2 collage)", low=1, high=4)
@@ -120,7 +129,9 @@ class RecoverConfig(Section):
 
     iterations: int = option(4000, "MI: pixel updates of the earliest images; 0 keeps the starting images", low=0)
     round_iterations: int | None = option(None, "RI: iterations between two joins (default MI // M)", low=1)
-    sub_batches: int | None = option(None, "M: sub-batches (default min(8, ipc), or MI // RI where RI is given); 1 switches EarlyLate off", low=1)
+    sub_batches: int | None = option(
+        None, "M: sub-batches (default min(8, ipc), or MI // RI where RI is given); 1 switches EarlyLate off", low=1
+    )
     lr: float = option(0.25, "step size of Adam in normalised pixel units, cosine to zero", low=0)
     beta1: float = option(0.5, "Adam's first moment decay", low=0, high=0.9999)
     beta2: float = option(0.9, "Adam's second moment decay", low=0, high=0.9999)
@@ -128,17 +139,44 @@ class RecoverConfig(Section):
     first_bn_multiplier: float = option(10.0, "extra weight of the first BatchNorm layer", low=0)
     jitter: int = option(0, "largest circular shift in pixels", low=0)
     flip: bool | None = option(None, "mirror half of the iterations' images (default: where the data set allows it)")
-    curriculum: str = option("cosine", "how the smallest crop falls from 1 to min_crop (CDA); none is SRe2L", choices=("cosine", "linear", "step", "none"))
+    curriculum: str = option(
+        "cosine", "how the smallest crop falls from 1 to min_crop (CDA); none is SRe2L", choices=("cosine", "linear", "step", "none")
+    )
     milestone: float = option(1.0, "share of the iterations in which the curriculum reaches min_crop", low=0, high=1)
     min_crop: float = option(0.08, "smallest area share of a random crop", low=0.01, high=1)
-    grouping: str = option("class", "class: a group holds whole classes (DELT); mixed: one image of each of many classes (SRe2L, CDA)", choices=("class", "mixed"))
+    grouping: str = option(
+        "class",
+        "class: a group holds whole classes (DELT); mixed: one image of each of many classes (SRe2L, CDA)",
+        choices=("class", "mixed"),
+    )
     group_size: int = option(100, "images whose BatchNorm statistics are matched together", low=1)
-    group_cut: str = option("whole", "whole: classes are not cut where ipc allows, since a part of a class biases its statistics; contiguous: class-sorted chunks of group_size (published)", choices=("whole", "contiguous"))
-    drop_empty_rounds: bool = option(False, "leave out rounds in which no image of a group joins, as published: it shortens that group's run, so results depend on the group size")
-    adam_steps: str = option("sub_batch", "step count of Adam's bias correction: per sub_batch, or shared by all images (published), which makes a late image's first step 1.58 x lr", choices=("sub_batch", "shared"))
-    clock: str = option("global", "learning rate and crop range follow the run's clock (published), or each sub-batch its own from its join", choices=("global", "own"))
-    save: str = option("png", "png: rounded, lossless; jpeg75: truncated and passed through JPEG quality 75 (published), which hurts small images most", choices=("png", "jpeg75"))
-    record_classes: int | None = option(None, "classes whose images are recorded while they change; 0 records none (default: up to 10, within 64 MiB)", low=0)
+    group_cut: str = option(
+        "whole",
+        "whole: classes are not cut where ipc allows, since a part of a class biases its statistics; contiguous: class-sorted chunks of group_size (published)",
+        choices=("whole", "contiguous"),
+    )
+    drop_empty_rounds: bool = option(
+        False,
+        "leave out rounds in which no image of a group joins, as published: it shortens that group's run, so results depend on the group size",
+    )
+    adam_steps: str = option(
+        "sub_batch",
+        "step count of Adam's bias correction: per sub_batch, or shared by all images (published), which makes a late image's first step 1.58 x lr",
+        choices=("sub_batch", "shared"),
+    )
+    clock: str = option(
+        "global",
+        "learning rate and crop range follow the run's clock (published), or each sub-batch its own from its join",
+        choices=("global", "own"),
+    )
+    save: str = option(
+        "png",
+        "png: rounded, lossless; jpeg75: truncated and passed through JPEG quality 75 (published), which hurts small images most",
+        choices=("png", "jpeg75"),
+    )
+    record_classes: int | None = option(
+        None, "classes whose images are recorded while they change; 0 records none (default: up to 10, within 64 MiB)", low=0
+    )
     record_count: int = option(40, "snapshots and loss readings over the whole run", low=2)
 
 
@@ -146,7 +184,11 @@ class RecoverConfig(Section):
 class RelabelConfig(Section):
     """Relabel: soft labels of the teacher on the augmented images."""
 
-    mode: str = option("online", "online: the teacher labels each batch while a student trains; stored: labels of label_epochs passes are written and replayed", choices=("online", "stored"))
+    mode: str = option(
+        "online",
+        "online: the teacher labels each batch while a student trains; stored: labels of label_epochs passes are written and replayed",
+        choices=("online", "stored"),
+    )
     epochs: int = option(20, "stored passes over the set; students cycle through them", low=1)
 
 
@@ -159,7 +201,9 @@ class EvaluateConfig(Section):
     seeds: int = option(3, "students per row, seeds seed, seed + 1, ..", low=1)
     epochs: int | None = option(None, "passes over the synthetic set (default: the recipe's)", low=1)
     labels: tuple[str, ...] = option(("soft", "hard"), "label kinds to train with", choices=("soft", "hard"))
-    controls: tuple[str, ...] = option(("random",), "sets evaluated beside the method under the same recipe and seeds", choices=("random", "start", "one_sub_batch"))
+    controls: tuple[str, ...] = option(
+        ("random",), "sets evaluated beside the method under the same recipe and seeds", choices=("random", "start", "one_sub_batch")
+    )
     full: bool = option(True, "also train on the whole real set (cached per data set, recipe and student)")
 
 
@@ -170,7 +214,9 @@ class RuntimeConfig(Section):
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     workers: int | None = option(None, "processes that share the work (default: the CPU's cores, 1 on a GPU)", low=1)
     threads: int | None = option(None, "threads per process (default: 1 on CPU)", low=1)
-    precision: str = option("auto", "arithmetic of the teacher's forward pass in recover (auto: fp32)", choices=("auto", "fp32", "tf32", "fp16", "bf16"))
+    precision: str = option(
+        "auto", "arithmetic of the teacher's forward pass in recover (auto: fp32)", choices=("auto", "fp32", "tf32", "fp16", "bf16")
+    )
     memory_format: str = option("auto", "layout of image tensors in recover", choices=("auto", "contiguous", "channels_last"))
     packing: int | None = option(None, "groups per forward pass in recover (default: one on CPU)", low=1)
     checkpoint_seconds: float = option(60.0, "time between two checkpoints inside a stage", low=0)
@@ -184,7 +230,9 @@ class RunConfig(Section):
     method: str = option("delt", "distillation method")
     ipc: int = option(10, "synthetic images per class", low=1)
     preset: str = option("paper", "starting point for everything that is not given", choices=("paper", "demo", "smoke"))
-    fidelity: str = option("fixed", "strict: the published recover arithmetic, quirks and all; fixed: repaired", choices=("strict", "fixed"))
+    fidelity: str = option(
+        "fixed", "strict: the published recover arithmetic, quirks and all; fixed: repaired", choices=("strict", "fixed")
+    )
     seed: int = option(0, "seed of ranking, synthesis and students", low=0)
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()

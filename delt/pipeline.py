@@ -112,12 +112,24 @@ class Run:
     def describe(self) -> str:
         """What the folder holds, as text."""
         config = self.config
-        facts = [f"{self.path}", f"{config.method} on {config.dataset}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}"]
+        facts = [
+            f"{self.path}",
+            f"{config.method} on {config.dataset}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
+        ]
         done = [f"{stage} {record['seconds']:.1f} s" for stage, record in RunFolder(self.path).records().items()]
         facts.append("done: " + (", ".join(done) or "nothing yet"))
         if not self.manifest.get("complete"):
             return "\n".join([*facts, "not finished: give the command that started it again"])
-        facts += ["", self.table(), "", *(f"  {name}" for name in ("config.json", "synthetic", "synthetic.parquet", *sorted(self._files)) if not name.startswith("synthetic/"))]
+        facts += [
+            "",
+            self.table(),
+            "",
+            *(
+                f"  {name}"
+                for name in ("config.json", "synthetic", "synthetic.parquet", *sorted(self._files))
+                if not name.startswith("synthetic/")
+            ),
+        ]
         return "\n".join(facts)
 
     @cached_property
@@ -224,10 +236,13 @@ class Pipeline:
         """
         flat = flatten(self.config)
         made = {stage: record["keys"] for stage, record in self.folder.records().items()}
-        for stage, keys in {**self.folder.pinned(), **made}.items():
+        known = {**self.folder.pinned(), **made}
+        for stage, keys in sorted(known.items(), key=lambda item: STAGES.index(item[0]) if item[0] in STAGES else len(STAGES)):
             differ = [f"{name}: was {keys[name]}, now {flat[name]}" for name in sorted(keys) if name in flat and keys[name] != flat[name]]
             if differ:
-                raise RunError(f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): choose another --out, or delete the folder")
+                raise RunError(
+                    f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): choose another --out, or delete the folder"
+                )
 
     @cached_property
     def real(self) -> RealSet:
@@ -438,4 +453,6 @@ def check_names(config: RunConfig) -> None:
         if arch != "teacher":
             build(arch, classes, channels, size)
     if not has_batchnorm(build(config.teacher.arch, classes, channels, size, config.teacher.width)):
-        raise TeacherError(f"teacher_arch {config.teacher.arch} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
+        raise TeacherError(
+            f"teacher_arch {config.teacher.arch} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do"
+        )

@@ -43,7 +43,9 @@ class Bars:
             self._stage = event["stage"]
             name = f"{event['set']}: " if event.get("set") else ""
             label = name + WORDS.get(self._stage, self._stage)
-            self._bar = tqdm(total=event["total"], unit=event.get("unit", "it"), unit_scale=True, desc=label, mininterval=0.3, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=event["total"], unit=event.get("unit", "it"), unit_scale=True, desc=label, mininterval=0.3, dynamic_ncols=True
+            )
 
     def close(self) -> None:
         """Finish the bar that is open."""
@@ -74,7 +76,9 @@ class Meter:
         """Write down the work of the stage that ends."""
         if self._done:
             seconds = time.monotonic() - self._begun
-            self.write({"stage": self._stage, "work": self._done, "seconds": round(seconds, 3), "per_second": round(self._done / seconds, 1)})
+            self.write(
+                {"stage": self._stage, "work": self._done, "seconds": round(seconds, 3), "per_second": round(self._done / seconds, 1)}
+            )
         self._stage, self._done = "", 0
 
     def write(self, line: dict[str, Any]) -> None:

@@ -95,9 +95,7 @@ def split(ipc: int, sub_batches: int) -> tuple[int, ...]:
     return tuple(base + (k < extra) for k in range(sub_batches))
 
 
-def plan(
-    iterations: int, ipc: int, round_iterations: int | None = None, sub_batches: int | None = None
-) -> Schedule:
+def plan(iterations: int, ipc: int, round_iterations: int | None = None, sub_batches: int | None = None) -> Schedule:
     """Fill in and check MI, RI and M.
 
     Unset M is min(8, ipc), unset RI is MI // M; RI alone gives M = min(MI // RI, ipc). Zero iterations mean that

@@ -10,7 +10,11 @@ from delt.errors import ConfigError
 from delt.schedule import Schedule, cosine, learning_rate, plan, smallest_crop, split
 
 PUBLISHED = [  # lr at base 0.25 and smallest crop at the start of rounds 0 .. 7 and at the end
-    *zip([0.25, 0.2405, 0.2134, 0.1728, 0.125, 0.0772, 0.0366, 0.0095, 0.0], [1.0, 0.965, 0.865, 0.716, 0.54, 0.364, 0.215, 0.115, 0.08], strict=True)
+    *zip(
+        [0.25, 0.2405, 0.2134, 0.1728, 0.125, 0.0772, 0.0366, 0.0095, 0.0],
+        [1.0, 0.965, 0.865, 0.716, 0.54, 0.364, 0.215, 0.115, 0.08],
+        strict=True,
+    )
 ]
 
 

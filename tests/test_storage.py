@@ -304,7 +304,7 @@ def some_tensors() -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("meta", [None, {}, {"z": "1", "a": "é\n\"quoted\"", "m": "{}"}])
+@pytest.mark.parametrize("meta", [None, {}, {"z": "1", "a": 'é\n"quoted"', "m": "{}"}])
 def test_tensors_round_trip_exactly(tmp_path: Path, meta: dict[str, str] | None) -> None:
     tensors = some_tensors()
     storage.write_tensors(tmp_path / "t.safetensors", tensors, meta)

@@ -79,7 +79,9 @@ def intra_class_cosine(features: Tensor, labels: Tensor, classes: int) -> Tensor
         DeltError: a feature is not finite.
     """
     if len(features) != len(labels) or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
-        raise DataError(f"{len(features)} feature vectors and {len(labels)} labels of {classes} classes; one label in 0 .. {classes - 1} is needed for each")
+        raise DataError(
+            f"{len(features)} feature vectors and {len(labels)} labels of {classes} classes; one label in 0 .. {classes - 1} is needed for each"
+        )
     if not torch.isfinite(features).all():
         raise DeltError("features are not finite, so there is no similarity; choose another network as features")
     units = F.normalize(features.double().flatten(1), dim=1)
@@ -91,7 +93,12 @@ def intra_class_cosine(features: Tensor, labels: Tensor, classes: int) -> Tensor
 
 @torch.no_grad()
 def features_of(
-    images: Tensor, extractor: Extractor, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu", batch: int = BATCH
+    images: Tensor,
+    extractor: Extractor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str = "cpu",
+    batch: int = BATCH,
 ) -> Tensor:
     """Feature vectors, float32 [N,D] on the CPU, of uint8 images [N,C,H,W], `batch` at a time."""
     parts = [extractor.features(normalise(part.to(device), mean, std)).float().cpu() for part in images.split(batch)]
@@ -157,7 +164,9 @@ class Published:
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled output [N,D]."""
-        (mean, std), (their_mean, their_std) = (tuple(images.new_tensor(part).view(1, -1, 1, 1) for part in pair) for pair in (self.own, self.expected))
+        (mean, std), (their_mean, their_std) = (
+            tuple(images.new_tensor(part).view(1, -1, 1, 1) for part in pair) for pair in (self.own, self.expected)
+        )
         pixels = (images * std + mean).expand(-1, 3, -1, -1)  # 0 .. 1, grey as three equal channels
         if pixels.shape[-1] != self.size:
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True).clamp(0, 1)

@@ -29,7 +29,9 @@ def schedule_of(config: RunConfig) -> Schedule:
     return plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
 
 
-def rows(scores: Scores, diversity: Mapping[str, Mapping[str, float]], configs: Mapping[str, RunConfig], classes: int) -> list[dict[str, Any]]:
+def rows(
+    scores: Scores, diversity: Mapping[str, Mapping[str, float]], configs: Mapping[str, RunConfig], classes: int
+) -> list[dict[str, Any]]:
     """One dict per set, recipe and student architecture.
 
     Args:
@@ -41,7 +43,9 @@ def rows(scores: Scores, diversity: Mapping[str, Mapping[str, float]], configs: 
     """
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for line in scores.summary():
-        row = found.setdefault((line.set, line.recipe, line.arch), {"set": line.set, "recipe": line.recipe, "student": line.arch, "n": line.n})
+        row = found.setdefault(
+            (line.set, line.recipe, line.arch), {"set": line.set, "recipe": line.recipe, "student": line.arch, "n": line.n}
+        )
         row[line.labels] = (line.mean, line.std)
         if line.labels == "soft":
             row["best"] = line.best_mean

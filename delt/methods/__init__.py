@@ -77,7 +77,9 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
     settings = row.settings(spec)
     for name in row.locked:
         if name in given and name in settings and given[name] != settings[name]:
-            raise ConfigError(f"{name} is {given[name]!r}, and method {method} means {settings[name]!r}: leave it out or choose another method")
+            raise ConfigError(
+                f"{name} is {given[name]!r}, and method {method} means {settings[name]!r}: leave it out or choose another method"
+            )
     flat = {"dataset": dataset, **spec.defaults, **PRESETS[preset], **settings, **FIDELITY[fidelity], **given}
     return completed(unflatten(flat), spec)
 

@@ -72,7 +72,9 @@ def _candidates(real: RealSet, label: int, needed: int, config: RankConfig, seed
     images = torch.nonzero(real.train.labels == label).squeeze(1)
     if len(images) < needed:
         name = real.info.classes[label]
-        raise DataError(f"class '{name}' has {len(images)} training images and {needed} starting patches are needed: lower ipc or rank_factor")
+        raise DataError(
+            f"class '{name}' has {len(images)} training images and {needed} starting patches are needed: lower ipc or rank_factor"
+        )
     if config.images is None or len(images) <= config.images:
         return images
     drawn = torch.randperm(len(images), generator=stream(seed, "rank", "candidates", label))[: max(config.images, needed)]
@@ -104,7 +106,10 @@ def _scored(teacher: Teacher, real: RealSet, label: int, images: Tensor, config:
     if config.crops:
         boxes = draw_boxes(len(boxes), size, SMALLEST, stream(job.seed, "rank", "crops", label))
     scores = torch.cat(
-        [_score(teacher, real, label, images[rows // tries], boxes[rows], config.factor, job) for rows in torch.arange(len(boxes)).split(BATCH)]
+        [
+            _score(teacher, real, label, images[rows // tries], boxes[rows], config.factor, job)
+            for rows in torch.arange(len(boxes)).split(BATCH)
+        ]
     )
     best = scores.view(-1, tries).argmax(1) + torch.arange(len(images)) * tries
     return boxes[best], scores[best]

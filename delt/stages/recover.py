@@ -74,7 +74,8 @@ def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job 
     count = min([config.record_count, *(group.schedule.iterations + 1 for group in groups)])
     classes = recorded_classes(config, teacher, patches.ipc * count)
     tasks = [
-        PackTask(teacher, pack, patches.of(interleaved(pack)), config, classes, count, local) for pack in packs(groups, runtime.packing or 1)
+        PackTask(teacher, pack, patches.of(interleaved(pack)), config, classes, count, local)
+        for pack in packs(groups, runtime.packing or 1)
     ]
     units = job.map(recover_pack, tasks)
     images = torch.empty(_shape(teacher, patches.ipc), dtype=torch.uint8)
@@ -348,10 +349,8 @@ def _work_until(schedule: Schedule, t: int) -> int:
 
 def _start(task: PackTask, device: torch.device) -> State:
     card = task.teacher.card
-    if task.start is None:
-        images = _noise(task.teacher, task.members, task.job.seed).to(device)
-    else:
-        images = normalise(task.start.to(device), card.mean, card.std)
+    start = _noise(task.teacher, task.members, task.job.seed) if task.start is None else normalise(task.start, card.mean, card.std)
+    images = start.to(device)
     return State(images, torch.zeros_like(images), torch.zeros_like(images))
 
 

@@ -14,7 +14,9 @@ from delt.recipes import Recipe, recipe_of
 from delt.runtime import Job, settings
 
 
-def relabel(teacher: Teacher, synthetic: SyntheticSet, config: RelabelConfig, job: Job | None = None, recipe: str = "common", flip: bool = True) -> SoftLabels:
+def relabel(
+    teacher: Teacher, synthetic: SyntheticSet, config: RelabelConfig, job: Job | None = None, recipe: str = "common", flip: bool = True
+) -> SoftLabels:
     """Return soft labels for students that follow `recipe`.
 
     Online labels cost nothing here; stored ones hold `config.epochs` passes of float16 logits [E,N,K].

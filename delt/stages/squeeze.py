@@ -61,7 +61,9 @@ def _loaded(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
 
 def _require_batchnorm(model: nn.Module, arch: str) -> None:
     if not has_batchnorm(model):
-        raise TeacherError(f"teacher_arch {arch} has no BatchNorm2d layers, whose statistics recover needs; `delt models` marks those that do")
+        raise TeacherError(
+            f"teacher_arch {arch} has no BatchNorm2d layers, whose statistics recover needs; `delt models` marks those that do"
+        )
 
 
 def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
@@ -85,7 +87,9 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
     slots = Slots(job.work / "teacher") if job.work else None
     with settings(job.runtime):
         every = job.runtime.checkpoint_seconds
-        history = fit(model, optimizer, config.epochs, losses, lambda epoch: _rate(epoch, config), steps, seed=config.seed, slots=slots, every=every)
+        history = fit(
+            model, optimizer, config.epochs, losses, lambda epoch: _rate(epoch, config), steps, seed=config.seed, slots=slots, every=every
+        )
     for record in history:
         job.emit({"stage": "squeeze", "record": record})
     return _measured(model, _card(real, config, "trained"), real, job)

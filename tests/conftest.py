@@ -1,0 +1,40 @@
+"""One thread, a cache of our own, and a smoke run on digits that several tests look at."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Keep teachers and scores of tests out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DELT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """A finished smoke run on digits, with every control; not to be changed."""
+    import delt
+
+    out = tmp_path_factory.mktemp("smoke") / "run"
+    config = delt.configure("digits", preset="smoke", workers=1, evaluate_controls=["random", "start", "one_sub_batch"])
+    return delt.run(config, out, listener=lambda event: None)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data beside the repository, where there is one."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real data beside the repository")
+    return folder

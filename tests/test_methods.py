@@ -1,0 +1,95 @@
+"""Methods as rows: the order in which settings are filled, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from delt.config import flatten
+from delt.errors import ConfigError
+from delt.methods import CONTROLS, METHODS, changed, configure, control_of
+
+
+def test_order_preset_method_fidelity_user():
+    assert configure("digits").recover.iterations == 4000  # the fields' own defaults
+    assert configure("digits").teacher.pad == 1  # what suits the data set
+    assert configure("digits", preset="demo").recover.iterations == 400
+    assert configure("digits", preset="demo", method="random").recover.iterations == 0  # the method beats the preset
+    assert configure("digits", preset="demo", iterations=80).recover.iterations == 80  # and the user beats all
+    assert configure("cifar10", fidelity="strict").recover.save == "jpeg75"
+    assert configure("cifar10", fidelity="strict", recover_save="png").recover.save == "png"
+
+
+def test_published_defaults():
+    recover = configure("imagenet-1k", ipc=50).recover
+    assert (recover.iterations, recover.round_iterations, recover.sub_batches) == (4000, 500, 8)
+    assert (recover.lr, recover.bn_weight, recover.first_bn_multiplier, recover.jitter, recover.min_crop) == (0.25, 0.01, 10, 0, 0.08)
+    assert (recover.beta1, recover.beta2, recover.group_size, recover.curriculum) == (0.5, 0.9, 100, "cosine")
+    cda = configure("imagenet-1k", method="cda", ipc=50)
+    assert (cda.rank.keep, cda.recover.grouping, cda.recover.sub_batches, cda.recover.jitter) == ("noise", "mixed", 1, 32)
+    tiny = configure("tiny-imagenet", method="cda").recover
+    assert (tiny.lr, tiny.bn_weight, tiny.jitter) == (0.4, 0.05, 4)
+
+
+def test_schedule_numbers_are_filled_in():
+    recover = configure("digits", ipc=5, iterations=100).recover
+    assert (recover.sub_batches, recover.round_iterations) == (5, 20)
+    recover = configure("digits", ipc=5, iterations=100, round_iterations=50).recover
+    assert (recover.sub_batches, recover.round_iterations) == (2, 50)
+
+
+@pytest.mark.parametrize("preset", ["demo", "smoke", "paper"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "tiny-imagenet", "imagenet-1k", "folder:/anywhere"])
+def test_every_combination_is_valid(dataset, method, preset):
+    config = configure(dataset, method=method, preset=preset)
+    assert changed(config, {}) == config  # complete: nothing is left to derive
+    assert flatten(config)["recover_flip"] is (dataset != "digits")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "detl"}, "unknown method 'detl': did you mean 'delt'"),
+        ({"preset": "dmo"}, "unknown preset 'dmo': did you mean 'demo'"),
+        ({"fidelity": "exact"}, "unknown fidelity 'exact'"),
+        ({"evaluate_recipe": "comon"}, "unknown recipe 'comon': did you mean 'common'"),
+        ({"techer_epochs": 3}, "unknown setting 'techer_epochs': did you mean 'teacher_epochs'"),
+        ({"ipc": 5, "sub_batches": 6}, "sub_batches is 6 with ipc 5"),
+        ({"ipc": 5, "iterations": 100, "sub_batches": 5, "round_iterations": 25}, "lower round_iterations to at most 24"),
+        ({"method": "random", "iterations": 10}, "method random means 0"),
+        ({"ipc": "five"}, "ipc is 'five'"),
+    ],
+)
+def test_refusals(given, message):
+    with pytest.raises(ConfigError, match=message):
+        configure("digits", **given)
+
+
+def test_unknown_data_set():
+    with pytest.raises(ConfigError, match="unknown data set 'cifar-10': did you mean 'cifar10'"):
+        configure("cifar-10")
+
+
+def test_changed_derives_the_schedule_anew():
+    config = configure("digits", ipc=10, iterations=800)
+    assert (config.recover.sub_batches, config.recover.round_iterations) == (8, 100)
+    fewer = changed(config, {"ipc": 4})
+    assert (fewer.recover.sub_batches, fewer.recover.round_iterations) == (4, 200)
+    assert changed(config, {"teacher_epochs": 3}).recover == config.recover
+
+
+def test_controls_differ_from_the_run_only_where_they_must():
+    config = configure("digits", ipc=5, preset="demo")
+    single = control_of(config, "one_sub_batch")
+    assert single.recover.sub_batches == 1 and single.rank == config.rank and single.teacher == config.teacher
+    start = control_of(config, "start")
+    assert start.recover.iterations == 0 and start.rank == config.rank
+    random = control_of(config, "random")
+    assert (random.method, random.rank.keep, random.rank.images, random.recover.iterations) == ("random", "random", None, 0)
+    assert {single.seed, start.seed, random.seed} == {config.seed}
+
+
+def test_a_run_that_is_its_own_control_has_none():
+    assert control_of(configure("digits", method="random"), "random") is None
+    assert control_of(configure("digits", ipc=5, sub_batches=1), "one_sub_batch") is None
+    assert set(CONTROLS) == {"random", "start", "one_sub_batch"}

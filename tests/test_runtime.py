@@ -1,0 +1,217 @@
+"""The machine: random streams, device and precision choices, settings that are put back, worker processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from delt.config import RuntimeConfig
+from delt.errors import ConfigError, DataError, DeltError, RunError
+from delt.runtime import (
+    Emit,
+    Job,
+    Pool,
+    autocast,
+    cores,
+    device_of,
+    laid_out,
+    machine,
+    peak_memory,
+    resolve,
+    seed_of,
+    seeded,
+    settings,
+    stream,
+)
+
+# ---------------------------------------------------------------- randomness
+
+
+def test_seed_depends_on_every_part_of_the_key_and_its_order():
+    parts: list[list[Any]] = [[0, 1, "0"], ["recover", "rank"], [0, 1, 12], [2, 21]]
+    keys = [*itertools.product(*parts), (0,), (), (0, "recover"), ("recover", 0), (0, "recover", 1, 22), (0, ("recover", 1), 2)]
+    assert len({seed_of(*key) for key in keys}) == len(set(keys)) == len(keys)
+
+
+def test_seed_is_stable_between_processes_and_versions():
+    assert seed_of(0, "recover", 3, 7) == 1485088752528497480
+    assert torch.rand(2, generator=stream(0, "x")).tolist() == pytest.approx([0.76925468, 0.86562669], abs=1e-7)
+    assert all(0 <= seed_of(number) < 2**63 for number in range(1000))
+
+
+def test_streams_do_not_touch_the_global_state_or_each_other():
+    before = torch.get_rng_state()
+    first, second = stream(1, "a"), stream(1, "a")
+    torch.rand(5, generator=stream(1, "b"))
+    assert torch.equal(torch.rand(5, generator=first), torch.rand(5, generator=second))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeded_draws_from_its_key_and_puts_the_state_back():
+    before, cpu = torch.get_rng_state(), torch.device("cpu")
+
+    def draw(*key: object) -> torch.Tensor:
+        with seeded(cpu, *key):
+            return torch.rand(4)
+
+    first = draw(3, "epoch", 1)
+    torch.rand(7)
+    torch.set_rng_state(before)
+    assert torch.equal(draw(3, "epoch", 1), first)
+    assert not torch.equal(draw(3, "epoch", 2), first)
+    with pytest.raises(ValueError, match="inside"), seeded(cpu, 1):
+        torch.rand(1)
+        raise ValueError("inside")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---------------------------------------------------------------- choices
+
+
+def test_resolve_on_the_cpu_leaves_nothing_automatic():
+    found = resolve(RuntimeConfig(device="cpu"))
+    assert (found.device, found.threads, found.precision, found.memory_format, found.packing) == ("cpu", 1, "fp32", "contiguous", 1)
+    assert found.workers == cores() >= 1
+    assert resolve(found) == found
+
+
+def test_resolve_keeps_what_was_said():
+    said = RuntimeConfig(
+        device="cpu", workers=3, threads=2, precision="bf16", memory_format="channels_last", packing=5, checkpoint_seconds=1.0
+    )
+    assert resolve(said) == said
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpux", "mps", "meta", "cuda:one", ""])
+def test_a_name_that_is_no_device_is_refused(name: str):
+    with pytest.raises(ConfigError, match=f"device is '{name}'; allowed are auto, cpu, cuda and cuda:N"):
+        resolve(RuntimeConfig(device=name))
+
+
+@pytest.mark.parametrize(("name", "here"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
+def test_a_device_that_is_not_here_is_refused(name: str, here: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    with pytest.raises(ConfigError, match=f"device is '{name}' but {here} CUDA devices are here; use --device cpu"):
+        device_of(RuntimeConfig(device=name))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_precisions_of_a_gpu_are_refused_on_a_cpu(precision: str):
+    with pytest.raises(ConfigError, match=f"precision is {precision} on a CPU; allowed are fp32 and bf16"):
+        resolve(RuntimeConfig(device="cpu", precision=precision))
+
+
+# ---------------------------------------------------------------- settings
+
+
+def in_force() -> tuple[int, str, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return torch.get_num_threads(), torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
+
+
+def test_settings_hold_in_the_block_and_are_put_back():
+    before = in_force()
+    with settings(RuntimeConfig(threads=2, precision="tf32")):
+        assert in_force() == (2, "high", True, True)
+        with settings(RuntimeConfig(threads=1, precision="fp32")):
+            assert in_force() == (1, "highest", False, True)
+        assert in_force() == (2, "high", True, True)
+    assert in_force() == before
+    with pytest.raises(ValueError, match="inside"), settings(RuntimeConfig(threads=3)):
+        raise ValueError("inside")
+    assert in_force() == before
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("auto", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_sets_the_arithmetic(precision: str, dtype: torch.dtype):
+    with autocast(RuntimeConfig(device="cpu", precision=precision)):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(("name", "layout"), [("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)])
+def test_laid_out_changes_the_order_in_memory_only(name: str, layout: torch.memory_format):
+    images = torch.rand(2, 3, 4, 5)
+    out = laid_out(images, RuntimeConfig(memory_format=name))
+    assert out.is_contiguous(memory_format=layout) and torch.equal(out, images)
+
+
+def test_facts_of_the_machine():
+    facts = machine(RuntimeConfig(device="cpu"))
+    assert facts["torch"] == torch.__version__ and facts["device"] == "cpu" and facts["cores"] == cores()
+    assert 50e6 < peak_memory(RuntimeConfig(device="cpu")) < 1e12  # torch alone takes more than 50 MB
+
+
+# ---------------------------------------------------------------- workers
+
+
+def halve(task: torch.Tensor, emit: Emit) -> tuple[torch.Tensor, int, int]:
+    emit({"done": int(task[0])})
+    task /= 2
+    return task, os.getpid(), torch.get_num_threads()
+
+
+def refuse(task: int, emit: Emit) -> int:
+    if task == 2:
+        raise DataError("class 'cat' has 3 images; allowed is 5")
+    return task
+
+
+def die(task: int, emit: Emit) -> int:
+    os._exit(9)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with Pool(RuntimeConfig(device="cpu", workers=2, threads=1)) as pool:
+        yield pool
+
+
+def test_pool_returns_results_in_order_and_forwards_every_event(pool: Pool):
+    tasks, events = [torch.tensor([float(number), 1.0]) for number in range(12)], list[dict[str, Any]]()
+    results = pool.map(halve, tasks, events.append)
+    assert [value.tolist() for value, *_ in results] == [[number / 2, 0.5] for number in range(12)]
+    assert sorted(event["done"] for event in events) == list(range(12))
+    assert os.getpid() not in {process for _, process, _ in results}
+    assert {threads for *_, threads in results} == {1}
+    assert [task.tolist() for task in tasks] == [[float(number), 1.0] for number in range(12)]  # nothing is shared
+
+
+def test_pool_passes_errors_on_with_type_and_message(pool: Pool):
+    with pytest.raises(DataError, match="^class 'cat' has 3 images; allowed is 5$"):
+        pool.map(refuse, range(4))
+    assert pool.map(refuse, [5, 6]) == [5, 6]
+
+
+def test_job_uses_its_pool(pool: Pool):
+    processes = {process for _, process, _ in Job(pool=pool).map(halve, [torch.ones(1), torch.ones(1)])}
+    assert os.getpid() not in processes
+
+
+def test_a_pool_whose_process_dies_says_so_and_starts_afresh(pool: Pool):
+    with pytest.raises(RunError, match="a worker process died.*--workers"):
+        pool.map(die, range(2))
+    assert pool.map(refuse, [0, 1]) == [0, 1]
+
+
+@pytest.mark.parametrize(("workers", "count"), [(1, 3), (2, 1)])
+def test_little_work_stays_in_this_process(workers: int, count: int):
+    events: list[dict[str, Any]] = []
+    with Pool(RuntimeConfig(workers=workers)) as pool:
+        results = pool.map(halve, [torch.tensor([float(n)]) for n in range(count)], events.append)
+    assert {process for _, process, _ in results} == {os.getpid()}
+    assert [event["done"] for event in events] == list(range(count))
+
+
+def test_job_without_a_pool_maps_in_order():
+    events: list[dict[str, Any]] = []
+    job = Job(seed=3, runtime=RuntimeConfig(device="cpu"), work=Path("unused"), emit=events.append)
+    assert [value.item() for value, *_ in job.map(halve, [torch.tensor([2.0]), torch.tensor([8.0])])] == [1.0, 4.0]
+    assert [event["done"] for event in events] == [2, 8]
+    assert job.device == torch.device("cpu")
+    with pytest.raises(DeltError, match="class 'cat'"):
+        job.map(refuse, [1, 2])

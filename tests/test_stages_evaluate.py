@@ -1,0 +1,388 @@
+"""Evaluate: losses against loops, students that repeat, resume and share their start, rows in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from delt.artifacts.scores import Score
+from delt.artifacts.soft_labels import SoftLabels
+from delt.artifacts.synthetic import SyntheticSet
+from delt.artifacts.teacher import Teacher
+from delt.config import DataConfig, EvaluateConfig, RelabelConfig, RuntimeConfig, TeacherConfig
+from delt.data.augment import Mix, cutmix
+from delt.data.images import RealSet, TensorImages
+from delt.data.load import open_set
+from delt.data.views import Batch
+from delt.errors import ConfigError
+from delt.models.zoo import build
+from delt.recipes import RECIPES, recipe_of
+from delt.runtime import Emit, Job, silent, stream
+from delt.stages import evaluate as stage
+from delt.stages.evaluate import Student, StudentTask, decayed, evaluate, full_tasks, run_students, soft_loss, student_tasks, train_student
+from delt.stages.relabel import relabel
+from delt.stages.squeeze import squeeze
+
+CPU = torch.device("cpu")
+RUNTIME = RuntimeConfig(device="cpu", threads=1)
+TINY = EvaluateConfig(seeds=1, epochs=2, labels=("soft",))
+
+
+@pytest.fixture(scope="module")
+def real() -> RealSet:
+    digits = open_set("digits", DataConfig(), CPU)
+    parts = [
+        TensorImages(part.fetch(torch.arange(count)), part.labels[:count]) for part, count in ((digits.train, 600), (digits.test, 100))
+    ]
+    return RealSet(digits.info, *parts, "")
+
+
+@pytest.fixture(scope="module")
+def teacher(real: RealSet) -> Teacher:
+    return squeeze(real, TeacherConfig(arch="convnet3", width=8, epochs=6, batch=32, pad=1, min_accuracy=50.0), Job(runtime=RUNTIME))
+
+
+@pytest.fixture(scope="module")
+def synthetic(real: RealSet) -> SyntheticSet:
+    """Three real images of each class stand for synthetic ones."""
+    rows = torch.cat([torch.nonzero(real.train.labels == label)[:3, 0] for label in range(10)])
+    zeros = torch.zeros(30, dtype=torch.int64)
+    return SyntheticSet(real.train.fetch(rows), real.train.labels[rows], real.info.classes, zeros, zeros, ["train"] * 30, 0)
+
+
+@pytest.fixture(scope="module")
+def soft(teacher: Teacher) -> SoftLabels:
+    return SoftLabels(teacher, "common")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The common recipe, quicker to learn and tested in every epoch."""
+    monkeypatch.setitem(RECIPES, "common", replace(recipe_of("common"), lr=0.02, test_every=1, full_epochs=4, full_batch=32))
+
+
+def task_of(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, job: Job | None = None, **config: Any) -> StudentTask:
+    made = student_tasks(synthetic, soft, real.test, replace(TINY, **config), job or Job(runtime=RUNTIME), name="delt", flip=False)
+    assert len(made) == 1
+    return made[0]
+
+
+class Fixed(nn.Module):
+    """A network whose logits are given."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits, self.seen = nn.Parameter(logits), 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += 1
+        return self.logits[: len(images)]
+
+
+# ---------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_soft_loss_is_the_mean_kl_of_tempered_probabilities(temperature: float):
+    generator = stream("kl")
+    student, teacher = (3 * torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected = 0.0
+    for z, v in zip(student.tolist(), teacher.tolist(), strict=True):
+        p = [math.exp(a / temperature) for a in v]
+        q = [math.exp(a / temperature) for a in z]
+        expected += sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True)) / 5
+    assert soft_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-10)
+    assert soft_loss(teacher, teacher, temperature).item() == pytest.approx(0, abs=1e-12)
+
+
+def cross_entropy(logits: list[float], label: int) -> float:
+    return math.log(sum(map(math.exp, logits))) - logits[label]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hard_labels_of_cutmix_share_the_pixels(seed: int, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    count = 7
+    grey = torch.arange(count).float().view(count, 1, 1, 1).expand(count, 1, 8, 8)  # every image one grey: pixels can be counted
+    mixed, mix = cutmix(grey, stream("mix", seed))
+    labels, logits = torch.tensor([3, 1, 4, 1, 5, 9, 2]), torch.randn(count, 10, generator=stream("logits", seed))
+    expected = 0.0
+    for row in range(count):
+        for origin, pixels in zip(*mixed[row].unique(return_counts=True), strict=True):
+            expected += int(pixels) / 64 * cross_entropy(logits[row].tolist(), int(labels[int(origin)])) / count
+    student = Student(task_of(synthetic, soft, real, labels=("hard",)), Fixed(logits), CPU, silent)
+    assert student.loss(Batch(mixed, labels, torch.arange(count), mix), 0, 0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_hard_labels_without_mixing_are_plain_cross_entropy(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    logits, labels = torch.randn(4, 10, generator=stream(0)), torch.tensor([0, 9, 9, 2])
+    student = Student(task_of(synthetic, soft, real, labels=("hard",)), Fixed(logits), CPU, silent)
+    expected = sum(cross_entropy(row, label) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)) / 4
+    assert student.loss(Batch(torch.zeros(4, 1, 8, 8), labels, labels, None), 0, 0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_soft_labels_are_the_teachers_of_the_mixed_images(teacher: Teacher, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    logits, mixed = torch.randn(3, 10, generator=stream(0)), torch.randn(3, 1, 8, 8, generator=stream(1))
+    student = Student(task_of(synthetic, soft, real), Fixed(logits), CPU, silent)
+    batch = Batch(mixed, torch.tensor([0, 1, 2]), torch.arange(3), Mix(torch.tensor([2, 0, 1]), 0.3))
+    assert student.loss(batch, 0, 0).item() == pytest.approx(soft_loss(logits, teacher.model(mixed), 20.0).item(), rel=1e-5)
+
+
+def test_weight_decay_is_on_filters_and_matrices_only():
+    model = build("resnet18", 10, 3, 32, 4)
+    heavy, light = decayed(model, 0.01)
+    assert (heavy["weight_decay"], light["weight_decay"]) == (0.01, 0.0)
+    of = {id(p): name for name, p in model.named_parameters()}
+    names = [[of[id(p)] for p in group["params"]] for group in (heavy, light)]
+    assert sorted(names[0] + names[1]) == sorted(of.values())
+    assert {"conv1.weight", "layer2.0.downsample.0.weight", "fc.weight"} <= set(names[0])
+    assert {"bn1.weight", "bn1.bias", "layer2.0.downsample.1.weight", "fc.bias"} <= set(names[1])
+    assert not any("bn" in name or "bias" in name for name in names[0])
+
+
+@pytest.mark.parametrize(("recipe", "times"), [("common", 1), ("paper:delt", 2)])
+def test_double_forward_moves_the_running_statistics_twice(
+    recipe: str, times: int, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet
+):
+    task = task_of(synthetic, soft, real, recipe=recipe)
+    model = build("convnet3", 10, 1, 8, 4, 1).train()
+    norm: Any = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    convolution: Any = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    student = Student(task, model, CPU, silent)
+    mean, passes = torch.zeros(4), list(student.views.epoch(student.train, 0))
+    for batch, _ in zip(passes, student.losses(0), strict=True):
+        with torch.no_grad():
+            own = convolution(batch.images).mean((0, 2, 3))
+        for _ in range(times):
+            mean = 0.9 * mean + 0.1 * own
+    torch.testing.assert_close(norm.running_mean, mean, atol=1e-5, rtol=1e-4)
+    assert norm.num_batches_tracked == times * len(passes)
+
+
+# ---------------------------------------------------------------- students
+
+
+@pytest.mark.usefixtures("short")
+def test_last_is_the_last_epoch_and_best_the_best(
+    synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch
+):
+    tested: list[float] = []
+
+    def recorded(*given: Any) -> float:
+        tested.append(measure(*given))
+        return tested[-1]
+
+    measure = stage.accuracy
+    monkeypatch.setattr(stage, "accuracy", recorded)
+    score = train_student(task_of(synthetic, soft, real, epochs=40), silent)
+    assert len(tested) == 40
+    assert (score.last, score.best) == (pytest.approx(tested[-1], abs=1e-4), pytest.approx(max(tested), abs=1e-4))
+    assert score.best >= score.last > 30  # three times chance: something was learnt
+
+
+def test_tests_come_every_ten_epochs_and_at_the_end(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    student = Student(task_of(synthetic, soft, real, epochs=25), build("convnet3", 10, 1, 8, 4, 1), CPU, silent)
+    assert [epoch for epoch in range(25) if student.tested(epoch)] == [0, 10, 20, 24]
+
+
+def test_rate_follows_the_recipe_per_epoch(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, Any] = {}
+
+    def caught(
+        model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, losses: Any, rate: Any, steps: int, **_: Any
+    ) -> list[dict[str, Any]]:
+        asked.update(optimizer=optimizer, rates=[rate(quarter / 4) for quarter in range(4 * epochs)])
+        return [{"top1": 1.0}]
+
+    monkeypatch.setattr(stage, "fit", caught)
+    train_student(task_of(synthetic, soft, real, recipe="paper:delt", students=("mobilenet_v2",), epochs=3), silent)
+    expected = [2.5e-3 * 0.5 * (1 + math.cos(math.pi * epoch / 6)) for epoch in (0, 1, 2) for _ in range(4)]
+    assert asked["rates"] == pytest.approx(expected)
+    assert isinstance(asked["optimizer"], torch.optim.AdamW) and asked["optimizer"].defaults["betas"] == (0.9, 0.999)
+
+
+def starts(task: StudentTask, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The initial weights of a student."""
+    found: list[Tensor] = []
+
+    def caught(model: nn.Module, *_: Any, **__: Any) -> list[dict[str, Any]]:
+        found.extend(value.detach().clone() for value in model.parameters())
+        return [{"top1": 1.0}]
+
+    monkeypatch.setattr(stage, "fit", caught)
+    train_student(task, silent)
+    return found
+
+
+def test_paired_seeds_share_their_start(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch):
+    other = replace(synthetic, images=255 - synthetic.images)
+    first = starts(task_of(synthetic, soft, real), monkeypatch)
+    for task in (
+        task_of(other, soft, real),
+        task_of(synthetic, soft, real, labels=("hard",)),
+        *full_tasks(real, soft, TINY, Job(runtime=RUNTIME)),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(starts(task, monkeypatch), first, strict=True))
+    second = starts(task_of(synthetic, soft, real, Job(1, RUNTIME)), monkeypatch)
+    assert not any(torch.equal(a, b) for a, b in zip(second, first, strict=True) if a.ndim > 1)
+
+
+@pytest.mark.parametrize(("labels", "arch"), [("soft", "teacher"), ("hard", "teacher"), ("soft", "mobilenet_v2")])
+def test_a_student_repeats_bit_for_bit(labels: str, arch: str, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    task = task_of(synthetic, soft, real, labels=(labels,), students=(arch,))
+    first = weights(task)
+    torch.rand(3)
+    assert all(torch.equal(a, b) for a, b in zip(weights(task), first, strict=True))
+
+
+def weights(task: StudentTask) -> list[Tensor]:
+    """All that a student has learnt in a run of `train_student`."""
+    models: list[nn.Module] = []
+
+    class Watched(Student):
+        def __init__(self, task: StudentTask, model: nn.Module, device: torch.device, emit: Emit) -> None:
+            super().__init__(task, model, device, emit)
+            models.append(model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "Student", Watched)
+        train_student(task, silent)
+    return [value.clone() for value in models[0].state_dict().values()]
+
+
+class Listening(TensorImages):
+    """Images that note what dropout would draw."""
+
+    def batches(self, index: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        DRAWS.append(torch.rand(1).item())
+        return super().batches(index, batch)
+
+
+DRAWS: list[float] = []
+
+
+def test_dropout_follows_the_students_seed(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stage, "_on", lambda images, device: Listening(images.pixels, images.labels))
+    DRAWS.clear()
+    for seed in (0, 0, 1):
+        train_student(task_of(synthetic, soft, real, Job(seed, RUNTIME), epochs=1), silent)
+    assert DRAWS[0] == DRAWS[1] != DRAWS[2]
+
+
+class Halting(TensorImages):
+    """Images that stop the process at the start of the fourth pass."""
+
+    passes = 0
+
+    def batches(self, index: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        if self.passes == 4:
+            raise KeyboardInterrupt
+        return super().batches(index, batch)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_stopped_and_resumed_scores_the_same(
+    labels: str, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = train_student(task_of(synthetic, soft, real, labels=(labels,), epochs=6), silent)
+    job = Job(0, replace(RUNTIME, checkpoint_seconds=0.0), tmp_path)
+    task = task_of(synthetic, soft, real, job, labels=(labels,), epochs=6)
+    monkeypatch.setattr(stage, "_on", lambda images, device: Halting(images.pixels, images.labels))
+    with pytest.raises(KeyboardInterrupt):
+        train_student(task, silent)
+    assert list(tmp_path.glob("*.ckpt"))
+    monkeypatch.setattr(stage, "_on", lambda images, device: images)
+    events: list[dict[str, Any]] = []
+    assert train_student(task, events.append) == expected
+    assert sum(event["done"] for event in events) == 3 * 30  # three passes were missing
+    assert not list(tmp_path.glob("*.ckpt"))
+    assert train_student(task, events.append) == expected and len(events) == 3 * 3  # finished: nothing is done again
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_rows_come_in_order_and_known_ones_are_not_computed_again(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    config = EvaluateConfig(seeds=2, epochs=1, students=("teacher", "convnet3"), labels=("soft", "hard"))
+    known = [
+        Score("delt", "common", "hard", "convnet3-w8", 4, 1, 1.25, 2.5),
+        Score("delt", "common", "hard", "convnet3-w8", 4, 2, 9.0, 9.0),
+    ]
+    events: list[dict[str, Any]] = []
+    rows = evaluate(synthetic, soft, real.test, config, Job(3, RUNTIME, emit=events.append), flip=False, known=known)
+    expected = [(arch, labels, seed) for arch in ("convnet3-w8", "convnet3") for labels in ("soft", "hard") for seed in (3, 4)]
+    assert [(row.arch, row.labels, row.seed) for row in rows] == expected
+    assert {(row.set, row.recipe, row.epochs) for row in rows} == {("delt", "common", 1)}
+    assert rows[3] == known[0]
+    assert events[0]["total"] == sum(event.get("done", 0) for event in events[1:]) == 7 * 30
+
+
+def test_a_student_named_twice_is_trained_once(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, teacher: Teacher):
+    plain = SoftLabels(Teacher(teacher.model, replace(teacher.card, width=None)), "common")
+    config = replace(TINY, students=("teacher", "convnet3", "convnet3"))
+    for labels, names in ((soft, ["convnet3-w8", "convnet3"]), (plain, ["convnet3"])):
+        tasks = student_tasks(synthetic, labels, real.test, config, Job(runtime=RUNTIME), name="delt", flip=False)
+        assert [task.score.arch for task in tasks] == names
+
+
+def test_epochs_and_batch_come_from_the_recipe(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    task = task_of(synthetic, soft, real, recipe="paper:delt", epochs=None)
+    assert (task.score.epochs, task.batch) == (300, 10)
+
+
+@pytest.mark.usefixtures("short")
+def test_full_students_learn_the_real_labels(soft: SoftLabels, real: RealSet):
+    tasks = full_tasks(real, soft, replace(TINY, seeds=2, labels=("soft", "hard")), Job(5, RUNTIME))
+    assert [task.score.key for task in tasks] == [("full", "common", "hard", "convnet3-w8", seed, 4) for seed in (5, 6)]
+    assert all(task.recipe.mix == "none" and task.batch == 32 and task.flip == real.info.flip for task in tasks)
+    assert run_students(tasks[:1], Job(5, RUNTIME))[0].last > 50
+
+
+@pytest.mark.parametrize("recipe", ["common", "paper:delt"])
+def test_stored_labels_train_as_online_ones_do(recipe: str, teacher: Teacher, synthetic: SyntheticSet, real: RealSet):
+    stored = relabel(teacher, synthetic, RelabelConfig("stored", 2), Job(9, RUNTIME), recipe, flip=False)
+    model = build("convnet3", 10, 1, 8, 4, 1).eval()
+    student = Student(task_of(synthetic, stored, real, recipe=recipe), model, CPU, silent)
+    for epoch in range(4):
+        for batch, loss in zip(student.views.epoch(student.train, epoch), student.losses(epoch), strict=True):
+            online = soft_loss(model(batch.images), teacher.logits(batch.images), 20.0)
+            torch.testing.assert_close(loss, online, atol=1e-5, rtol=1e-2)
+
+
+def test_views_are_those_of_the_labels_or_of_the_students_seed(teacher: Teacher, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    def views(labels: str, soft: SoftLabels, seed: int) -> tuple[object, ...]:
+        found = Student(task_of(synthetic, soft, real, Job(seed, RUNTIME), labels=(labels,)), nn.Identity(), CPU, silent).views
+        return found.key, found.period, found.batch
+
+    stored = replace(relabel(teacher, synthetic, RelabelConfig("stored", 2), Job(9, RUNTIME), "common", flip=False), batch=7)
+    assert views("soft", stored, 3) == (("relabel", 9), 2, 7)
+    assert views("hard", stored, 3) == views("soft", soft, 3) == (("student", 3), None, 10)
+    assert views("soft", soft, 4) == (("student", 4), None, 10)
+
+
+def test_stored_labels_of_another_recipe_or_set_are_refused(teacher: Teacher, synthetic: SyntheticSet, real: RealSet):
+    stored = relabel(teacher, synthetic, RelabelConfig("stored", 1), Job(0, RUNTIME), "common", flip=False)
+    with pytest.raises(
+        ConfigError, match="labels are those of 30 images under the recipe common, and 30 images are to be trained on under paper:delt"
+    ):
+        evaluate(synthetic, stored, real.test, replace(TINY, recipe="paper:delt"), Job(runtime=RUNTIME))
+    parts = (
+        synthetic.images[:20],
+        synthetic.labels[:20],
+        synthetic.classes,
+        synthetic.sub_batch[:20],
+        synthetic.iterations[:20],
+        synthetic.source[:20],
+        0,
+    )
+    with pytest.raises(ConfigError, match="of 30 images .* and 20 images"):
+        evaluate(SyntheticSet(*parts), stored, real.test, TINY, Job(runtime=RUNTIME))
+    assert len(evaluate(synthetic, stored, real.test, replace(TINY, epochs=1), Job(runtime=RUNTIME))) == 1

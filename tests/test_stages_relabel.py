@@ -1,0 +1,97 @@
+"""Relabel: stored labels are what the teacher says online about the replayed views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from delt.artifacts.soft_labels import FILE, SoftLabels
+from delt.artifacts.synthetic import SyntheticSet
+from delt.artifacts.teacher import Teacher, TeacherCard
+from delt.config import RelabelConfig, RuntimeConfig
+from delt.data.images import TensorImages
+from delt.errors import ConfigError
+from delt.models.zoo import build
+from delt.recipes import recipe_of
+from delt.runtime import Job
+from delt.stages.relabel import label_views, relabel
+
+CLASSES, IPC, EPOCHS = tuple("0123456789"), 3, 2
+JOB = Job(7, RuntimeConfig(device="cpu", threads=1))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    model = build("convnet3", 10, 1, 8, 4, 1)
+    with torch.no_grad():  # statistics that are not those of a fresh network: train mode would give other labels
+        model.train()(3 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)) + 1)
+    return Teacher(model, TeacherCard("convnet3", 4, CLASSES, 1, 8, (0.5,), (0.3,), "toy", 50.0, "trained", "", {}))
+
+
+@pytest.fixture(scope="module")
+def synthetic() -> SyntheticSet:
+    images = torch.randint(256, (10 * IPC, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    zeros = torch.zeros(10 * IPC, dtype=torch.int64)
+    return SyntheticSet(images, torch.arange(10).repeat_interleave(IPC), CLASSES, zeros, zeros, ["noise"] * 10 * IPC, 0)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("recipe", ["common", "paper:delt"])
+def test_stored_labels_replay_the_online_ones(recipe: str, flip: bool, teacher: Teacher, synthetic: SyntheticSet):
+    stored = relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB, recipe, flip)
+    online = relabel(teacher, synthetic, RelabelConfig("online"), JOB, recipe, flip)
+    assert stored.logits is not None and stored.logits.shape == (EPOCHS, 30, 10) and stored.logits.dtype == torch.float16
+    assert (stored.seed, stored.recipe, stored.batch) == (7, recipe, recipe_of(recipe).batch(10, IPC))
+    assert online.logits is None and online.recipe == recipe
+    views = label_views(recipe_of(recipe), teacher, flip, stored.batch, 7, EPOCHS)
+    for epoch in range(2 * EPOCHS):  # the passes repeat
+        start = 0
+        for batch in views.epoch(TensorImages(synthetic.images, synthetic.labels), epoch):
+            expected = online.of(batch, epoch, start)
+            torch.testing.assert_close(stored.of(batch, epoch, start), expected, atol=1e-4, rtol=1e-3)  # 11 bits of float16
+            start += len(batch.index)
+        assert start == 30
+    assert not torch.equal(stored.logits[0], stored.logits[1])
+
+
+def test_labels_depend_on_the_seed_alone(teacher: Teacher, synthetic: SyntheticSet):
+    def logits(seed: int) -> torch.Tensor:
+        torch.rand(3)
+        found = relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), Job(seed, JOB.runtime)).logits
+        assert found is not None
+        return found
+
+    assert torch.equal(logits(1), logits(1)) and not torch.equal(logits(1), logits(2))
+
+
+def test_the_teacher_is_left_as_it_was(teacher: Teacher, synthetic: SyntheticSet):
+    before = teacher.digest()
+    relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB)
+    assert teacher.digest() == before and not teacher.model.training
+
+
+def test_size_on_disk_and_what_comes_back(teacher: Teacher, synthetic: SyntheticSet, tmp_path: Path):
+    soft = relabel(teacher, synthetic, RelabelConfig("stored", 5), JOB)
+    soft.save(tmp_path)
+    numbers = 5 * IPC * 10**2 * 2  # epochs x IPC x classes^2 x 2 bytes
+    assert numbers <= (tmp_path / FILE).stat().st_size < numbers + 400
+    back = SoftLabels.load(tmp_path, teacher)
+    assert soft.logits is not None and back.logits is not None and torch.equal(back.logits, soft.logits)
+    assert (back.recipe, back.seed, back.batch) == (soft.recipe, soft.seed, soft.batch)
+
+
+def test_progress_adds_up_and_online_has_none(teacher: Teacher, synthetic: SyntheticSet):
+    events: list[dict[str, Any]] = []
+    job = Job(0, JOB.runtime, emit=events.append)
+    relabel(teacher, synthetic, RelabelConfig("online"), job)
+    assert events == []
+    relabel(teacher, synthetic, RelabelConfig("stored", 3), job)
+    assert events[0]["total"] == sum(event.get("done", 0) for event in events[1:]) == 90
+
+
+def test_an_unknown_recipe_is_refused(teacher: Teacher, synthetic: SyntheticSet):
+    with pytest.raises(ConfigError, match="unknown recipe 'comon': did you mean 'common'?"):
+        relabel(teacher, synthetic, RelabelConfig("stored"), JOB, "comon")

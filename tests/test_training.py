@@ -1,0 +1,180 @@
+"""The training loop: against a plain one, stopped and resumed, and with losses that are no numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delt.data.images import TensorImages, normalise
+from delt.errors import DeltError
+from delt.runtime import seeded, stream
+from delt.storage import Slots
+from delt.training import accuracy, fit
+
+STEPS, BATCH = 4, 6
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adamw": lambda model: torch.optim.AdamW([{"params": [p]} for p in model.parameters()], 0.01, weight_decay=0.1),
+}
+
+
+def network(dropout: float = 0.0) -> nn.Module:
+    with seeded(torch.device("cpu"), "network"):
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(12, 2))
+
+
+def batch(epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    generator = stream("batch", epoch, step)
+    return torch.randn(BATCH, 1, 4, 4, generator=generator), torch.randint(2, (BATCH,), generator=generator)
+
+
+def losses_of(model: nn.Module, stop: int | None = None) -> Callable[[int], Iterator[Tensor]]:
+    def losses(epoch: int) -> Iterator[Tensor]:
+        for step in range(STEPS):
+            if epoch == stop and step == 2:
+                raise KeyboardInterrupt
+            images, labels = batch(epoch, step)
+            yield F.cross_entropy(model(images), labels)
+
+    return losses
+
+
+def rate(epoch: float) -> float:
+    return 0.05 / (1 + epoch)
+
+
+def bits(model: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fit_is_the_plain_loop(name: str):
+    model, plain = network(), network()
+    history = fit(model, OPTIMIZERS[name](model), 3, losses_of(model), rate, STEPS, after=lambda epoch: {"twice": 2 * epoch})
+    optimizer, means = OPTIMIZERS[name](plain), []
+    plain.train()
+    for epoch in range(3):
+        total = 0.0
+        for step in range(STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 / (1 + epoch + step / STEPS)
+            images, labels = batch(epoch, step)
+            loss = F.cross_entropy(plain(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() / STEPS
+        means.append(total)
+    assert same(bits(model), bits(plain))
+    assert [record["loss"] for record in history] == pytest.approx(means, abs=2e-6)
+    assert [(record["epoch"], record["twice"]) for record in history] == [(0, 0), (1, 2), (2, 4)]
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stopped_and_resumed_ends_with_the_same_bits(name: str, stop: int, tmp_path: Path):
+    whole = network(dropout=0.5)
+    expected = fit(whole, OPTIMIZERS[name](whole), 4, losses_of(whole), rate, STEPS, seed=7)
+    model = network(dropout=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, OPTIMIZERS[name](model), 4, losses_of(model, stop), rate, STEPS, seed=7, slots=Slots(tmp_path / "fit"), every=-1.0)
+    torch.rand(11)  # whatever else happens in the process
+    resumed, begun = network(dropout=0.5), list[int]()
+    with torch.no_grad():
+        for value in resumed.parameters():
+            value.zero_()  # nothing of the start may matter
+
+    def counted(epoch: int) -> Iterator[Tensor]:
+        begun.append(epoch)
+        return losses_of(resumed)(epoch)
+
+    history = fit(resumed, OPTIMIZERS[name](resumed), 4, counted, rate, STEPS, seed=7, slots=Slots(tmp_path / "fit"))
+    assert same(bits(resumed), bits(whole))
+    assert history == expected and begun == list(range(stop, 4))
+
+
+def test_dropout_follows_the_seed_and_nothing_global():
+    def trained(seed: int) -> list[Tensor]:
+        torch.rand(3)
+        model = network(dropout=0.5)
+        fit(model, OPTIMIZERS["sgd"](model), 2, losses_of(model), rate, STEPS, seed=seed)
+        return bits(model)
+
+    first, before = trained(1), torch.get_rng_state()
+    assert same(trained(1), first) and not same(trained(2), first)
+    torch.set_rng_state(before)
+    model = network(dropout=0.5)
+    fit(model, OPTIMIZERS["sgd"](model), 1, losses_of(model), rate, STEPS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_checkpoint_before_its_time(tmp_path: Path):
+    model = network()
+    fit(model, OPTIMIZERS["sgd"](model), 2, losses_of(model), rate, STEPS, slots=Slots(tmp_path / "fit"), every=1e6)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_epoch_has_draws_of_its_own():
+    model, draws = network(), list[float]()
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        draws.append(torch.rand(1).item())  # as dropout draws
+        return losses_of(model)(epoch)
+
+    fit(model, OPTIMIZERS["sgd"](model), 3, losses, rate, STEPS)
+    assert len(set(draws)) == 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_no_number_stops_and_is_not_saved(bad: float, tmp_path: Path):
+    model, slots = network(), Slots(tmp_path / "fit")
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        for step, loss in enumerate(losses_of(model)(epoch)):
+            yield loss + bad if (epoch, step) == (2, 1) else loss
+
+    with pytest.raises(DeltError, match=r"the loss of epoch 2 is (nan|-?inf); lower the learning rate"):
+        fit(model, OPTIMIZERS["sgd"](model), 5, losses, rate, STEPS, slots=slots, every=-1.0)
+    saved: Any = slots.load()
+    assert [record["epoch"] for record in saved[1]["history"]] == [0, 1]
+    assert all(value.isfinite().all() for value in saved[0].values())
+
+
+def test_the_network_trains_after_it_was_tested():
+    model, modes = network(), list[bool]()
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        for loss in losses_of(model)(epoch):
+            modes.append(model.training)
+            yield loss
+
+    def after(epoch: int) -> dict[str, Any]:
+        model.eval()
+        return {}
+
+    model.eval()
+    fit(model, OPTIMIZERS["sgd"](model), 2, losses, rate, STEPS, after=after)
+    assert modes == [True] * 2 * STEPS
+
+
+def test_accuracy_is_that_of_single_images_in_eval_mode():
+    generator = stream("accuracy")
+    pixels = torch.randint(256, (1103, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(2, (1103,), generator=generator)
+    model, mean, std = network(dropout=0.5), (0.4,), (0.2,)
+    reference = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        right = sum(int(reference(normalise(pixels[i : i + 1], mean, std)).argmax()) == int(labels[i]) for i in range(1103))
+    assert accuracy(model, TensorImages(pixels, labels), mean, std, torch.device("cpu")) == pytest.approx(100 * right / 1103)
+    assert same(bits(model), bits(reference))
