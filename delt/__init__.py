@@ -14,6 +14,31 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "DeltError",
+    "Job",
+    "Ranking",
+    "Run",
+    "RunConfig",
+    "Schedule",
+    "Scores",
+    "Snapshots",
+    "SoftLabels",
+    "SyntheticSet",
+    "Teacher",
+    "configure",
+    "evaluate",
+    "load",
+    "open_set",
+    "plan",
+    "rank",
+    "recover",
+    "relabel",
+    "run",
+    "squeeze",
+    "verify",
+]
+
 _HOMES = {
     "squeeze": "delt.stages.squeeze",
     "rank": "delt.stages.rank",
@@ -38,7 +63,6 @@ _HOMES = {
     "Job": "delt.runtime",
     "DeltError": "delt.errors",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from delt.artifacts.folder import verify

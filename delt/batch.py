@@ -104,7 +104,8 @@ def parameters_cell() -> str:
 
 def _parameter(entry: FlatField) -> str:
     choices = f" ({', '.join(entry.choices)})" if entry.choices else ""
-    return f"{entry.name} = {PRESET.get(entry.name)!r}  # {entry.help}{choices}".replace("'", '"')
+    value = f'"{PRESET[entry.name]}"' if entry.name in PRESET else None
+    return f"{entry.name} = {value}  # {entry.help}{choices}"
 
 
 def refresh(notebook: Path) -> None:

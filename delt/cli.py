@@ -39,8 +39,8 @@ def _type_of(entry: FlatField) -> Any:
     if typing.get_origin(kind) is tuple:
         kind = str
     elif entry.choices:
-        kind = typing.Literal[entry.choices]
-    return kind | None if isinstance(kind, type) else typing.Optional[kind]  # noqa: UP045
+        kind = typing.Literal.__getitem__(entry.choices)
+    return kind | None
 
 
 def _default_of(entry: FlatField) -> str:
@@ -57,8 +57,9 @@ def _metavar_of(entry: FlatField) -> str:
 
 
 def _flag(name: str, kind: Any, help: str, metavar: str, default: str = "", positional: bool = False) -> tuple[str, Any, Any]:
-    arg = tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=default)
-    return name, tyro.conf.Positional[Annotated[kind, arg]] if positional else Annotated[kind, arg], field(default=None)
+    place: Any = tyro.conf.Positional if positional else Annotated
+    note = tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=default)
+    return name, place[Annotated[kind, note]] if positional else place[kind, note], field(default=None)
 
 
 def _settings() -> type:

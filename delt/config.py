@@ -152,16 +152,16 @@ class RecoverConfig(Section):
     group_size: int = option(100, "images whose BatchNorm statistics are matched together", low=1)
     group_cut: str = option(
         "whole",
-        "whole: classes are not cut where ipc allows, since a part of a class biases its statistics; contiguous: class-sorted chunks of group_size (published)",
+        "whole: no class is cut where ipc allows, since a part of one biases the statistics; contiguous: class-sorted chunks (published)",
         choices=("whole", "contiguous"),
     )
     drop_empty_rounds: bool = option(
         False,
-        "leave out rounds in which no image of a group joins, as published: it shortens that group's run, so results depend on the group size",
+        "leave out rounds in which no image of a group joins (published): its run is shorter, so results depend on group_size",
     )
     adam_steps: str = option(
         "sub_batch",
-        "step count of Adam's bias correction: per sub_batch, or shared by all images (published), which makes a late image's first step 1.58 x lr",
+        "step count of Adam: per sub_batch, or shared by all images (published), which makes a late image's first step 1.58 x lr",
         choices=("sub_batch", "shared"),
     )
     clock: str = option(

@@ -241,7 +241,8 @@ class Pipeline:
             differ = [f"{name}: was {keys[name]}, now {flat[name]}" for name in sorted(keys) if name in flat and keys[name] != flat[name]]
             if differ:
                 raise RunError(
-                    f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): choose another --out, or delete the folder"
+                    f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): "
+                    "choose another --out, or delete the folder"
                 )
 
     @cached_property

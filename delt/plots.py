@@ -393,7 +393,7 @@ def losses(snapshots: Snapshots) -> Figure:
         _line(
             entropy,
             at,
-            [[r["cross_entropy"][k] for r in readings if r["iteration"] == t and len(r["cross_entropy"]) > k] for t in at],
+            [[value for r in readings if r["iteration"] == t for value in r["cross_entropy"][k : k + 1] if value is not None] for t in at],
             colours[k],
         )
     _line(distance, at, [[r["bn"] for r in readings if r["iteration"] == t] for t in at], INK)

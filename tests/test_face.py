@@ -13,7 +13,7 @@ import delt
 def test_every_name_is_there():
     for name in delt.__all__:
         assert getattr(delt, name) is not None
-    assert set(delt.__all__) <= set(dir(delt))
+    assert set(delt.__all__) == set(delt._HOMES) <= set(dir(delt))
 
 
 def test_unknown_name():

@@ -105,7 +105,8 @@ def test_every_module_has_a_test():
     names = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     for path in FILES:
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[-1] == "__main__" or (parts[-1] == "__init__" and not path.read_text().strip()):
+        empty = parts[-1] == "__init__" and not path.read_text().strip()
+        if parts[-1] == "__main__" or empty:
             continue
         name = "_".join(part for part in parts if part != "__init__") or "face"
         assert name in names, f"{'/'.join(parts)}.py has no tests/test_{name}.py"

@@ -80,7 +80,7 @@ def intra_class_cosine(features: Tensor, labels: Tensor, classes: int) -> Tensor
     """
     if len(features) != len(labels) or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
         raise DataError(
-            f"{len(features)} feature vectors and {len(labels)} labels of {classes} classes; one label in 0 .. {classes - 1} is needed for each"
+            f"{len(features)} feature vectors and {len(labels)} labels of {classes} classes; each needs one label in 0 .. {classes - 1}"
         )
     if not torch.isfinite(features).all():
         raise DeltError("features are not finite, so there is no similarity; choose another network as features")

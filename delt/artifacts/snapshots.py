@@ -20,8 +20,8 @@ class Snapshots:
     """S snapshots of R images; the last one is the finished set.
 
     `iterations[s, r]` is the iteration before whose update image r was taken at snapshot s. `readings` are the losses
-    at the same iterations: one dict per group with `iteration`, `cross_entropy` (one value per active sub-batch) and
-    `bn` (the statistics distance, which belongs to the group as a whole).
+    at the same iterations: one dict per group with `iteration`, `cross_entropy` (one value per active sub-batch of the
+    group, None for one without images) and `bn` (the statistics distance, which belongs to the group as a whole).
     """
 
     images: Tensor  # uint8 [S,R,C,H,W]
@@ -33,7 +33,7 @@ class Snapshots:
     def save(self, folder: Path) -> list[Path]:
         """Write `snapshots.safetensors` and return its path."""
         tensors = {name: getattr(self, name) for name in ("images", "iterations", "labels", "sub_batch")}
-        storage.write_tensors(folder / FILE, tensors, {"readings": json.dumps(self.readings)})
+        storage.write_tensors(folder / FILE, tensors, {"readings": json.dumps(self.readings, sort_keys=True)})
         return [folder / FILE]
 
     @staticmethod

@@ -314,15 +314,15 @@ class Step:
         return Unit(images, torch.stack([*state.recorded, images[self.task.watched]]), state.readings)
 
     def readings(self, t: int, losses: tuple[Tensor, Tensor]) -> Iterator[dict[str, Any]]:
-        """Loss terms at iteration t, one row per group; cross-entropy per sub-batch, statistics are joint."""
+        """Loss terms at iteration t, one row per group; cross-entropy per sub-batch (None: it is empty), statistics are joint."""
         entropy, distance = (part.cpu() for part in losses)
-        depth = self.depth[: len(entropy)].unflatten(0, (-1, self.groups))[:, 0]
+        sizes = self.schedule.sizes[: self.schedule.active(t)]
         for g, group in enumerate(self.task.groups):
             own = entropy.unflatten(0, (-1, self.groups))[:, g]
-            per_sub_batch = [round(own[depth == k].mean().item(), 6) for k in depth.unique().tolist()]
             value = distance[g].item()
-            if not math.isfinite(value) or not all(map(math.isfinite, per_sub_batch)):
+            if not math.isfinite(value) or not torch.isfinite(own).all():
                 raise DeltError(f"recover: group {group.key} has a loss that is not finite at iteration {t}; lower recover_lr")
+            per_sub_batch = [round(part.mean().item(), 6) if len(part) else None for part in own.split(sizes)]
             yield {"stage": "recover", "group": group.key, "iteration": t, "cross_entropy": per_sub_batch, "bn": round(value, 6)}
 
 

@@ -1,0 +1,54 @@
+"""The shared cache: what was kept comes back, damage counts as missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from delt.artifacts import cache
+from delt.artifacts.scores import Score
+
+ROW = Score("full", "common", "hard", "convnet3", 0, 60, 98.5, 99.0)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path / "own"))
+    assert cache.cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("DELT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.cache_folder() == tmp_path / "delt"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.cache_folder() == Path.home() / ".cache" / "delt"
+
+
+def test_every_cause_changes_the_key():
+    key = cache.key_of(data="x", epochs=3)
+    assert key == cache.key_of(epochs=3, data="x")
+    assert len({key, cache.key_of(data="y", epochs=3), cache.key_of(data="x", epochs=4), cache.key_of(data="x")}) == 4
+
+
+def test_scores(folder):
+    assert cache.load_score("k") is None
+    cache.keep_score("k", ROW)
+    assert cache.load_score("k") == ROW
+    path = folder / "scores" / "k.json"
+    path.write_text(path.read_text().replace("98.5", "99.5"))
+    assert cache.load_score("k") is None
+
+
+def test_teachers(folder, smoke_run):
+    assert cache.load_teacher("k") is None
+    cache.keep_teacher("k", smoke_run.teacher)
+    assert cache.load_teacher("k").digest() == smoke_run.teacher.digest()
+    path = folder / "teachers" / "k" / "teacher.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert cache.load_teacher("k") is None

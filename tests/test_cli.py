@@ -1,0 +1,163 @@
+"""The command line: the same fields as Python under the same names, one line for bad input, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from delt.cli import COMMANDS, Settings, main
+from delt.config import flat_fields
+
+
+def delt(capsys, *arguments):
+    """Run a command in this process; returns (exit code, output, errors)."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_every_field_is_a_flag():
+    names = {item for item in Settings.__dataclass_fields__}
+    assert names == {entry.name for entry in flat_fields()} | {"out", "config"}
+
+
+def test_help_explains_every_field_with_its_default(capsys):
+    code, out, _ = delt(capsys, "run", "--help")
+    words = " ".join(out.replace("│", " ").split())
+    assert code == 0
+    for entry in flat_fields():
+        if entry.name == "dataset":
+            continue
+        assert f"--{entry.name.replace('_', '-')} " in words
+        assert " ".join(entry.help.split())[1:30] in words
+        if entry.default is not None and not isinstance(entry.default, tuple):
+            assert f"(default: {entry.default})" in words
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(command, capsys):
+    code, out, _ = delt(capsys, command, "--help")
+    assert code == 0 and "usage: delt" in out
+
+
+def test_a_run_from_end_to_end(tmp_path, capsys):
+    out = tmp_path / "a"
+    flags = [
+        "--preset",
+        "smoke",
+        "--ipc",
+        2,
+        "--iterations",
+        8,
+        "--workers",
+        1,
+        "--evaluate-seeds",
+        1,
+        "--evaluate-labels",
+        "soft",
+        "--out",
+        out,
+    ]
+    code, printed, _ = delt(capsys, "run", "digits", *flags)
+    assert code == 0 and "top-1 soft labels" in printed and "random" in printed and str(out) in printed
+    config = json.loads((out / "config.json").read_text())
+    assert (config["ipc"], config["iterations"], config["evaluate_labels"]) == (2, 8, ["soft"])
+
+    code, printed, _ = delt(capsys, "show", out)
+    assert code == 0 and "delt on digits, 2 images per class" in printed and "scores.json" in printed
+    code, printed, _ = delt(capsys, "verify", out)
+    assert code == 0 and "every file is as recorded" in printed
+
+    code, printed, _ = delt(capsys, "evaluate", "--out", out, "--evaluate-students", "convnet4")  # goes on from its config
+    assert code == 0 and "convnet4" in printed and "convnet3" in printed
+
+    code, _, _ = delt(capsys, "recover", "--config", out / "config.json", "--out", tmp_path / "b")  # a replay
+    assert code == 0
+    names = [path.relative_to(out) for path in sorted((out / "synthetic").rglob("*.png"))]
+    assert len(names) == 20 and all((out / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+    (out / "diversity.json").write_text("{}")
+    code, printed, _ = delt(capsys, "verify", out)
+    assert code == 2 and "diversity.json: expected sha256" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digts"], "delt: unknown data set 'digts': did you mean 'digits'?"),
+        (["run", "digits", "--method", "detl"], "delt: unknown method 'detl': did you mean 'delt'?"),
+        (["run", "digits", "--ipc", "5", "--sub-batches", "6"], "delt: sub_batches is 6 with ipc 5"),
+        (["run", "digits", "--iterations", "10", "--ipc", "5", "--round-iterations", "9", "--sub-batches", "3"], "lower round_iterations"),
+        (["run"], "delt: no data set: name one"),
+        (["run", "--config", "nowhere.json"], "delt: no configuration at nowhere.json"),
+        (["show", "nowhere"], "delt: no run at nowhere"),
+        (["verify", "nowhere"], "delt: no run at nowhere"),
+        (["runn", "digits"], "delt: unknown command 'runn': did you mean 'run'?"),
+        (["run", "folder:nowhere"], "nowhere is not a folder"),
+        (["run", "cifar10", "--data-root", "nowhere", "--data-download", "False", "--preset", "smoke"], "cifar-10-batches-py"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = delt(capsys, *arguments)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digits", "--teacher-epoch", "3"], "--teacher-epochs"),
+        (["run", "digits", "--preset", "dmo"], "demo"),
+        (["run", "digits", "--ipc", "five"], "--ipc"),
+    ],
+)
+def test_mistyped_flags_get_a_suggestion(arguments, message, capsys):
+    code, out, err = delt(capsys, *arguments)
+    assert code == 2 and message in out + err
+
+
+def test_a_folder_in_use_is_refused_with_exit_code_3(tmp_path, capsys):
+    from delt.artifacts.folder import RunFolder
+
+    with RunFolder(tmp_path / "run").hold():
+        code, _, err = delt(capsys, "run", "digits", "--preset", "smoke", "--out", tmp_path / "run")
+    assert code == 3 and "is in use by pid" in err
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(*rest, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("delt.pipeline.run", interrupted)
+    code, _, err = delt(capsys, "run", "digits", "--preset", "smoke")
+    assert code == 130 and "the same command goes on where it was" in err
+
+
+def test_lists(capsys):
+    code, out, _ = delt(capsys, "datasets")
+    assert code == 0 and all(name in out for name in ("digits", "cifar100", "tiny-imagenet", "folder:PATH"))
+    code, out, _ = delt(capsys, "models")
+    lines = out.splitlines()
+    assert (
+        code == 0
+        and "+ convnet3" in lines
+        and "+ resnet18" in lines
+        and "  vit_b_16" in lines
+        and "+ vgg11_bn" in lines
+        and "  vgg11" in lines
+    )
+
+
+def test_as_a_module_and_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "delt", "datasets"], capture_output=True, text=True, check=True)
+    assert "digits" in done.stdout
+    if command := shutil.which("delt", path=str(__import__("pathlib").Path(sys.executable).parent)):
+        assert subprocess.run([command, "datasets"], capture_output=True, text=True, check=True).stdout == done.stdout

@@ -1,0 +1,353 @@
+"""A whole run: what it leaves, what it skips, what it refuses, and that stopping it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import delt
+from delt.errors import DataError, DeltError, IntegrityError, RunError, TeacherError
+from delt.pipeline import STAGES
+from delt.storage import sha256_file
+
+
+def quiet(event):
+    """Hear nothing."""
+
+
+def tiny(**given):
+    """A run of about a second."""
+    settings = {"ipc": 2, "iterations": 8, "workers": 1, "evaluate_seeds": 1, "evaluate_labels": "soft", **given}
+    return delt.configure("digits", preset="smoke", **settings)
+
+
+def content(folder):
+    """sha256 of everything that equal runs must have equal."""
+    names = ["scores.json", "synthetic.parquet", "ranking.parquet", "snapshots.safetensors", "diversity.json"]
+    files = [folder / name for name in names] + sorted((folder / "synthetic").rglob("*.png"))
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_the_folder_holds_what_it_should(smoke_run):
+    present = {path.relative_to(smoke_run.path).parts[0] for path in smoke_run.path.rglob("*")}
+    assert present == {
+        "config.json",
+        "teachers",
+        "ranking.parquet",
+        "synthetic",
+        "synthetic.parquet",
+        "snapshots.safetensors",
+        "scores.json",
+        "diversity.json",
+        "metrics.jsonl",
+        "manifest.json",
+        "controls",
+    }
+    assert {path.name for path in (smoke_run.path / "teachers").iterdir()} == {"teacher.safetensors", "teacher.json"}
+    assert set(smoke_run.controls) == {"random", "start", "one_sub_batch"}
+    assert delt.verify(smoke_run.path) == []
+
+
+def test_manifest(smoke_run):
+    manifest = smoke_run.manifest
+    assert manifest["complete"] and manifest["seed"] == 0
+    assert set(STAGES) <= set(manifest["stages"])
+    assert all(stage["seconds"] >= 0 and stage["peak_memory"] >= 0 for stage in manifest["stages"].values())
+    assert {"torch", "torchvision", "python", "device", "device_name"} <= set(manifest["machine"])
+    on_disk = {str(path.relative_to(smoke_run.path)) for path in smoke_run.path.rglob("*") if path.is_file()}
+    own = {name for name in on_disk if not name.startswith("controls/")} - {"manifest.json"}
+    assert set(manifest["files"]) == own
+
+
+def test_what_is_loaded(smoke_run):
+    synthetic, scores = smoke_run.synthetic, smoke_run.scores
+    assert synthetic.images.shape == (50, 1, 8, 8) and len(synthetic.classes) == 10
+    assert {(row.set, row.labels) for row in scores} == {
+        (s, k) for s in ("delt", "random", "start", "one_sub_batch") for k in ("soft", "hard")
+    }
+    assert {row.seed for row in scores} == {0, 1}
+    assert all(row.best >= row.last for row in scores)
+    assert set(smoke_run.diversity) == {"delt", "random", "start", "one_sub_batch", "real"}
+    assert smoke_run.config.recover.flip is False  # digits have no mirror images
+    assert len(smoke_run.ranking) == 500
+    assert smoke_run.snapshots.images.shape[1:] == (50, 1, 8, 8)
+    assert "one_sub_batch" in smoke_run.table() and "60.0" not in smoke_run.describe().splitlines()[0]
+
+
+def test_scores_have_no_timings(smoke_run):
+    keys = {"set", "recipe", "labels", "arch", "seed", "epochs", "last", "best"}
+    assert all(set(row) == keys for row in json.loads((smoke_run.path / "scores.json").read_text()))
+
+
+def test_controls_are_runs_with_the_same_teacher(smoke_run):
+    for name, control in smoke_run.controls.items():
+        assert control.teacher.digest() == smoke_run.teacher.digest()
+        assert {row.set for row in control.scores} == {name}
+        assert [row for row in smoke_run.scores if row.set == name] == control.scores.rows
+    start = smoke_run.controls["start"].synthetic
+    assert torch.equal(start.images[0], first_patch(smoke_run)) and start.iterations.eq(0).all()
+    assert smoke_run.controls["one_sub_batch"].synthetic.iterations.eq(20).all()
+
+
+def first_patch(run):
+    """The real image that the first synthetic one started from."""
+    real = delt.open_set("digits", run.config.data, torch.device("cpu"))
+    return real.train.fetch(run.ranking.image[run.ranking.kept(0)[:1]])[0]
+
+
+def test_metrics(smoke_run):
+    lines = [json.loads(line) for line in (smoke_run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {"squeeze", "recover", "evaluate"} <= {line["stage"] for line in lines}
+    assert any("cross_entropy" in line for line in lines) and any(line.get("per_second") for line in lines)
+
+
+# ---------------------------------------------------------------- what is skipped and what is refused
+
+
+@pytest.fixture
+def finished(smoke_run, tmp_path):
+    """A copy of the finished run that may be changed."""
+    shutil.copytree(smoke_run.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def stages_of(events):
+    """Stages that had work to do."""
+    return {event["stage"] for event in events if event.get("done")}
+
+
+def test_a_finished_run_is_not_done_again(finished, smoke_run):
+    before, events = content(finished), []
+    delt.run(smoke_run.config, finished, listener=events.append)
+    assert stages_of(events) == set() and content(finished) == before and delt.verify(finished) == []
+
+
+def test_more_students_are_added(finished, smoke_run):
+    config = replace(smoke_run.config, evaluate=replace(smoke_run.config.evaluate, recipe="paper:delt", labels=("soft",), seeds=1))
+    events = []
+    done = delt.run(config, finished, listener=events.append)
+    assert stages_of(events) == {"evaluate"}
+    assert {row.recipe for row in done.scores} == {"common", "paper:delt"}
+    assert set(smoke_run.scores.rows) < set(done.scores.rows) and delt.verify(finished) == []
+
+
+def test_a_change_that_would_make_artefacts_wrong_is_refused(finished, smoke_run):
+    before = (finished / "config.json").read_bytes()
+    config = replace(smoke_run.config, recover=replace(smoke_run.config.recover, lr=0.5), seed=3)
+    with pytest.raises(RunError, match="holds rank of another configuration .seed: was 0, now 3.: choose another --out"):
+        delt.run(config, finished, listener=quiet)
+    with pytest.raises(RunError, match=r"holds recover .*recover_lr: was 0.1, now 0.5"):
+        delt.run(replace(config, seed=0), finished, listener=quiet)
+    assert (finished / "config.json").read_bytes() == before and delt.verify(finished) == []
+
+
+def test_a_damaged_image_is_noticed_and_made_again(finished, smoke_run):
+    before = content(finished)
+    victim = next((finished / "synthetic").rglob("*.png"))
+    data = bytearray(victim.read_bytes())
+    data[-20] ^= 4
+    victim.write_bytes(bytes(data))
+    assert any(victim.name in line for line in delt.verify(finished))
+    with pytest.raises(IntegrityError, match=victim.name):
+        _ = delt.load(finished).synthetic
+    with pytest.warns(UserWarning, match="done again"):
+        delt.run(smoke_run.config, finished, listener=quiet)
+    assert content(finished) == before and delt.verify(finished) == []
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(RunError, match="no run at"):
+        delt.load(tmp_path)
+
+
+def test_stage_by_stage(tmp_path):
+    for stage in STAGES[:-1]:
+        done = delt.run(tiny(), tmp_path / "run", until=stage, listener=quiet)
+        assert not done.manifest
+    assert "not finished" in done.describe()
+    with pytest.raises(IntegrityError, match="holds no scores.json yet"):
+        _ = done.scores
+    delt.run(tiny(), tmp_path / "run", listener=quiet)
+    assert delt.verify(tmp_path / "run") == []
+    with pytest.raises(DeltError, match="unknown stage 'recovr'"):
+        delt.run(tiny(), tmp_path / "run", until="recovr", listener=quiet)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"ipc": 200}, DataError, "classes of digits have fewer than 200"),
+        ({"teacher_arch": "resnet9"}, DeltError, "unknown architecture 'resnet9'"),
+        ({"evaluate_students": "convnet3,resnt18"}, DeltError, "unknown architecture 'resnt18': did you mean 'resnet18'"),
+        ({"teacher_arch": "vgg11", "data_size": 32, "teacher_width": None}, DeltError, "vgg11"),
+        ({"teacher_min_accuracy": 99.9}, TeacherError, "the floor is 99.9 %"),
+        ({"teacher_weights": "nowhere.safetensors"}, TeacherError, "no weights at nowhere.safetensors"),
+        ({"device": "cuda:9"}, DeltError, "device is 'cuda:9'"),
+        ({"precision": "fp16"}, DeltError, "precision is fp16 on a CPU"),
+    ],
+)
+def test_bad_input_is_refused_before_the_synthesis(tmp_path, given, error, message):
+    with pytest.raises(error, match=message):
+        delt.run(tiny(**given), tmp_path / "run", listener=quiet)
+    assert not (tmp_path / "run" / "ranking.parquet").exists()
+
+
+def test_a_teacher_for_other_classes_is_refused(smoke_run, tmp_path):
+    own = tmp_path / "teacher.safetensors"
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(smoke_run.path / "teachers" / f"teacher{suffix}", own.with_suffix(suffix))
+    card = own.with_suffix(".json")
+    card.write_text(card.read_text().replace('"3"', '"x"').replace('"4"', '"3"').replace('"x"', '"4"'))
+    with pytest.raises(TeacherError, match="class 3 is '3' in the data set and '4' in the teacher, class 4"):
+        delt.run(tiny(teacher_weights=str(own)), tmp_path / "run", listener=quiet)
+
+
+def test_a_saved_teacher_is_used(smoke_run, tmp_path):
+    done = delt.run(
+        tiny(teacher_weights=str(smoke_run.path / "teachers" / "teacher.safetensors")), tmp_path / "run", until="squeeze", listener=quiet
+    )
+    assert done.teacher.digest() == smoke_run.teacher.digest()
+
+
+# ---------------------------------------------------------------- the same bits, whatever happens
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run of two groups that nothing disturbed: ipc 20 of ten classes, five classes to a group."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    return delt.run(grouped(), out, listener=quiet)
+
+
+def grouped(**given):
+    return tiny(ipc=20, checkpoint_seconds=0, teacher_seed=7, **given)
+
+
+def test_two_workers_give_the_same_bits(reference, tmp_path):
+    done = delt.run(grouped(workers=2), tmp_path / "run", listener=quiet)
+    assert content(done.path) == content(reference.path)
+
+
+def test_another_seed_gives_other_images(reference, tmp_path):
+    done = delt.run(grouped(seed=1), tmp_path / "run", until="recover", listener=quiet)
+    assert not torch.equal(done.synthetic.images, reference.synthetic.images)
+
+
+def test_stopped_at_many_points_it_ends_with_the_same_bits(reference, tmp_path, monkeypatch):
+    """Stop in every stage, at its first report of work or a later one, always going on from what stands."""
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path / "cache"))
+    for stage, count in (("squeeze", 1), ("squeeze", 30), ("rank", 3), ("recover", 1), ("recover", 2), ("evaluate", 1), ("evaluate", 20)):
+        left = [count]
+
+        def listener(event, stage=stage, left=left):
+            left[0] -= bool(event.get("done") and event["stage"] == stage)
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            delt.run(grouped(), tmp_path / "run", listener=listener)
+    delt.run(grouped(), tmp_path / "run", listener=quiet)
+    assert content(tmp_path / "run") == content(reference.path) and delt.verify(tmp_path / "run") == []
+
+
+def test_killed_it_ends_with_the_same_bits(reference, tmp_path):
+    """SIGKILL of a real process at three moments."""
+    code = (
+        "import sys, delt\n"
+        "from test_pipeline import grouped, quiet\n"
+        "def listener(event):\n"
+        "    if event.get('done'): print(event['stage'], flush=True)\n"
+        f"delt.run(grouped(), {str(tmp_path / 'run')!r}, listener=listener)\n"
+    )
+    environment = {**os.environ, "DELT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent)}
+    for stage in ("squeeze", "recover", "evaluate"):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            assert any(line.strip() == stage for line in process.stdout), f"{stage} was never reached"
+            time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+    delt.run(grouped(), tmp_path / "run", listener=quiet)
+    assert content(tmp_path / "run") == content(reference.path) and delt.verify(tmp_path / "run") == []
+
+
+# ---------------------------------------------------------------- methods, fidelity, labels, data
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "cda"},
+        {"method": "random", "iterations": None},
+        {"fidelity": "strict"},
+        {"relabel_mode": "stored", "relabel_epochs": 2},
+        {"rank_keep": "easy", "rank_crops": 2, "rank_factor": 2},
+        {"recover_clock": "own", "recover_jitter": 1, "packing": 2, "precision": "bf16", "memory_format": "channels_last"},
+        {"evaluate_recipe": "paper:delt", "evaluate_students": "teacher,convnet4"},
+        {"ipc": 1},
+    ],
+    ids=lambda given: ",".join(map(str, given.values())),
+)
+def test_variants_run_to_the_end(given, tmp_path):
+    done = delt.run(tiny(**given), tmp_path / "run", listener=quiet)
+    assert delt.verify(done.path) == [] and done.scores.rows and done.table()
+    assert (done.path / "soft_labels.safetensors").exists() == (given.get("relabel_mode") == "stored")
+
+
+def test_full_data_is_trained_once_per_recipe(tmp_path, monkeypatch):
+    import dataclasses
+
+    from delt import recipes
+
+    quick = dataclasses.replace(recipes.RECIPES["common"], full_epochs=1)
+    monkeypatch.setitem(recipes.RECIPES, "common", quick)
+    config = tiny(evaluate_full=True)
+    done = delt.run(config, tmp_path / "a", listener=quiet)
+    (full,) = [row for row in done.scores if row.set == "full"]
+    assert full.labels == "hard" and full.epochs == 1
+    events = []
+    again = delt.run(tiny(evaluate_full=True, ipc=1), tmp_path / "b", listener=events.append)
+    assert [row for row in again.scores if row.set == "full"] == [full]
+    totals = [event["total"] for event in events if event.get("stage") == "evaluate" and "total" in event]
+    assert totals == [2 * 2 * 10]  # two sets, two epochs, ten images: the whole set is not trained on again
+
+
+def test_own_folder_end_to_end(tmp_path):
+    """Colour images of three classes of unequal size, no test part, a name with spaces."""
+    generator = torch.Generator().manual_seed(0)
+    for label, name in enumerate(["a cat", "b", "c"]):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8 + label):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8)
+            pixels[..., label] //= 4
+            Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / name / f"{i}.png")
+    config = delt.configure(f"folder:{tmp_path / 'photos'}", preset="smoke", ipc=2, iterations=4, workers=1, evaluate_seeds=1)
+    done = delt.run(config, tmp_path / "run", listener=quiet)
+    assert done.synthetic.classes == ("a cat", "b", "c") and done.synthetic.images.shape[1:] == (3, 8, 8)
+    assert done.config.recover.flip is True and delt.verify(done.path) == []
+
+
+def test_real_cifar10(shared_data, tmp_path):
+    """From the published files to scores."""
+    root = tmp_path / "data"
+    subprocess.run([sys.executable, shared_data / "restore_cifar10.py", root], check=True, capture_output=True)
+    config = delt.configure(
+        "cifar10", preset="smoke", data_root=str(root), workers=1, teacher_epochs=1, evaluate_seeds=1, ipc=2, iterations=6
+    )
+    done = delt.run(config, tmp_path / "run", listener=quiet)
+    assert done.synthetic.classes[:3] == ("airplane", "automobile", "bird")
+    assert done.synthetic.images.shape == (20, 3, 32, 32) and done.config.recover.flip is True
+    assert {row.set for row in done.scores} == {"delt", "random"} and delt.verify(done.path) == []
