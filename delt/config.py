@@ -262,7 +262,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher_width": 32,
         "teacher_epochs": 40,
         "iterations": 400,
-        "evaluate_epochs": 150,
+        "evaluate_epochs": 120,
         "evaluate_controls": ["one_sub_batch", "start", "random"],
     },
     "smoke": {  # seconds: proves that everything works, and nothing about quality

@@ -90,7 +90,8 @@ def test_the_core_runs_without_notebook_packages():
     """A bare GPU node has no tyro, tqdm, papermill, matplotlib: a whole pipeline is imported there."""
     code = (
         "import sys\n"
-        "for name in ('tyro','tqdm','papermill','matplotlib','seaborn','IPython','ipywidgets','nbformat','pandas'): sys.modules[name] = None\n"
+        "for name in ('tyro','tqdm','papermill','matplotlib','seaborn','IPython','ipywidgets','nbformat','pandas'):\n"
+        "    sys.modules[name] = None\n"
         "import delt.pipeline, delt.stages.recover\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

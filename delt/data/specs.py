@@ -113,7 +113,7 @@ _ROWS = (
         source="digits",
         # 8 px: a shift of one pixel is large, a crop of 8 % is two pixels wide; the loss weights were chosen on a
         # split of the training set (benchmarks/LOG.md)
-        defaults={"teacher_pad": 1, "recover_bn_weight": 1.0, "recover_lr": 0.1, "recover_min_crop": 0.3},
+        defaults={"teacher_pad": 1, "recover_bn_weight": 3.0, "recover_lr": 0.1, "recover_min_crop": 0.3},
         hint="inside the scikit-learn package",
     ),
     # Standard deviations over all pixels. The often copied (.2023, .1994, .2010) of CIFAR-10 is the mean of the

@@ -1,0 +1,28 @@
+"""Artifact -> matplotlib Figure: one visual language for every picture. Computes nothing new, never shows a window.
+
+>>> from delt import plots
+>>> plots.images(done.synthetic).savefig("images.png")
+
+A figure is 7 inches wide, draws itself in a notebook, and is saved with `figure.savefig(path)` or `png(figure)`.
+"""
+
+from delt.plots.curves import losses, schedule
+from delt.plots.measures import accuracy, diversity, ranking
+from delt.plots.pictures import images, trajectory
+from delt.plots.style import SETS, Picture, SetStyle, png, set_styles, sub_batch_colours
+
+__all__ = [
+    "SETS",
+    "Picture",
+    "SetStyle",
+    "accuracy",
+    "diversity",
+    "images",
+    "losses",
+    "png",
+    "ranking",
+    "schedule",
+    "set_styles",
+    "sub_batch_colours",
+    "trajectory",
+]

@@ -1,0 +1,87 @@
+"""The visual language: the ramp, the sets' looks, and a frame that neither takes nor leaves settings."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from delt.errors import DataError
+from delt.plots import style
+
+
+@style.styled
+def a_figure() -> style.Picture:
+    figure = style.picture("Title", "subtitle", 2.0, {"DELT": style.SETS["delt"], "random": style.SETS["random"]})
+    ax = figure.add_subplot(xlabel="x", ylabel="y")
+    style.dots(ax, [0, 1], [1, 0], style.SETS["delt"])
+    return figure
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 50])
+def test_sub_batches_go_from_dark_to_light(count: int) -> None:
+    colours = style.sub_batch_colours(count)
+    light = [np.array([0.2126, 0.7152, 0.0722]) @ (np.array(to_rgb(colour)) ** 2.2) for colour in colours]
+    assert len(colours) == count
+    assert all(early < late for early, late in zip(light, light[1:], strict=False))
+    assert light[-1] < 0.75  # and can be seen on white
+
+
+def test_each_set_has_its_own_look_in_every_figure() -> None:
+    styles = style.set_styles(["mine", "delt", "random", "real", "yours", "mine"])
+    assert styles["delt"] == style.set_styles(["delt"])["delt"] == style.SETS["delt"]
+    assert [name for name, look in styles.items() if look.dashed] == ["random"]
+    colours = [look.colour for look in styles.values()]
+    assert len(set(colours)) == len(styles) == 5
+    assert len(set(to_rgb(styles["real"].colour))) == 1  # grey
+    known = [look.colour for name, look in style.SETS.items() if name != "full"]  # drawn like real: it is all of them
+    assert len(set(known)) == len(known)
+    assert not set(known) & set(style.OTHERS)
+
+
+def test_sets_stand_in_the_same_order_in_every_figure() -> None:
+    assert style.in_order(["b", "real", "a", "random", "delt"]) == ["delt", "random", "real", "b", "a"]
+
+
+def test_dark_colours_carry_white_letters_and_light_ones_ink() -> None:
+    assert [style.on(colour) for colour in ("#000000", "#440154", "#fde725", "#ffffff")] == ["white", "white", style.INK, style.INK]
+
+
+@pytest.mark.parametrize(("count", "most", "expected"), [(5, 5, [0, 1, 2, 3, 4]), (5, 9, [0, 1, 2, 3, 4]), (5, 3, [0, 2, 4]), (5, 1, [0])])
+def test_spread_keeps_the_first_and_the_last(count: int, most: int, expected: list[int]) -> None:
+    assert style.spread(list(range(count)), most) == expected
+
+
+def test_shown_labels_are_the_first_ten_or_those_asked_for() -> None:
+    assert style.shown_labels(None, 100) == list(range(10))
+    assert style.shown_labels(None, 3) == [0, 1, 2]
+    assert style.shown_labels([2, 0], 3) == [2, 0]
+    with pytest.raises(DataError, match=r"classes are \[3\]; allowed are labels from 0 to 2"):
+        style.shown_labels([3], 3)
+
+
+def test_numbers_and_nouns_agree() -> None:
+    assert [style.many(1, "image"), style.many(2000, "image"), style.many(2, "class", "es")] == ["1 image", "2,000 images", "2 classes"]
+
+
+def test_matplotlib_is_left_as_it_was_and_the_users_style_has_no_say(tmp_path: Path) -> None:
+    plain = style.png(a_figure())
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True}):
+        assert style.png(a_figure()) == plain
+    assert dict(matplotlib.rcParams) == before
+    a_figure().savefig(tmp_path / "figure.pdf")
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_notebook_shows_a_figure_by_itself() -> None:
+    figure = a_figure()
+    data, size = figure._repr_png_()
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.width, size["width"]) == (1400, 700)
+        assert abs(image.height - 2 * size["height"]) <= 1
