@@ -79,9 +79,8 @@ def main() -> None:
     path = RESULTS / f"paired_{options.dataset}_ipc{options.ipc}.json"
     write_json(path, {**facts, "means": means, "differences": summary, "rows": rows})
     for line in summary:
-        print(
-            f"{line['epochs']:>4} epochs  delt - {line['control']:<14} {line['mean']:+.2f} ± {line['standard_error']:.2f} (standard error, n {line['n']})"
-        )
+        gap = f"{line['mean']:+.2f} ± {line['standard_error']:.2f} (standard error, n {line['n']})"
+        print(f"{line['epochs']:>4} epochs  delt - {line['control']:<14} {gap}")
     print(path)
 
 

@@ -177,7 +177,7 @@ class RecoverConfig(Section):
     record_classes: int | None = option(
         None, "classes whose images are recorded while they change; 0 records none (default: up to 10, within 64 MiB)", low=0
     )
-    record_count: int = option(40, "snapshots and loss readings over the whole run", low=2)
+    record_count: int = option(41, "snapshots and loss readings over the whole run", low=2)
 
 
 @dataclass(frozen=True)
