@@ -48,8 +48,8 @@ _HOMES = {
     "configure": "delt.methods",
     "RunConfig": "delt.config",
     "run": "delt.pipeline",
-    "load": "delt.pipeline",
-    "Run": "delt.pipeline",
+    "load": "delt.results",
+    "Run": "delt.results",
     "verify": "delt.artifacts.folder",
     "open_set": "delt.data.load",
     "plan": "delt.schedule",
@@ -76,7 +76,8 @@ if TYPE_CHECKING:
     from delt.data.load import open_set
     from delt.errors import DeltError
     from delt.methods import configure
-    from delt.pipeline import Run, load, run
+    from delt.pipeline import run
+    from delt.results import Run, load
     from delt.runtime import Job
     from delt.schedule import Schedule, plan
     from delt.stages.evaluate import evaluate

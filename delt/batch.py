@@ -17,6 +17,8 @@ from typing import Any
 from delt.artifacts.folder import verify
 from delt.config import FlatField, RunConfig, flat_fields, flatten
 from delt.errors import DeltError
+from delt.pipeline import absolute
+from delt.storage import make_folder
 
 NAME = "experiment"
 PRESET = {"dataset": "digits", "preset": "demo"}  # what the notebook does when it is opened and run as it is
@@ -38,9 +40,12 @@ def experiment(config: RunConfig, out: Path | str) -> tuple[Path, Path]:
         DeltError: a cell failed; the notebook keeps its traceback.
     """
     folder = Path(out).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise DeltError(f"cannot use {folder}: {error.strerror or error}; choose another --out") from error
     notebook = folder / f"{NAME}.ipynb"
-    execute(template(), notebook, {**flatten(_absolute(config)), "out": "run"})
+    execute(template(), notebook, {**flatten(absolute(config)), "out": "run"})
     page = to_html(notebook)
     if problems := verify(folder / "run"):  # a killed kernel can leave a notebook that says it completed
         raise DeltError(f"{folder / 'run'} is not whole: {problems[0]}")
@@ -80,20 +85,6 @@ def to_html(notebook: Path) -> Path:
     body, _ = HTMLExporter().from_filename(str(notebook))
     page.write_text(body, encoding="utf-8")
     return page
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    """Paths as seen from anywhere: the kernel works in another folder."""
-    from delt.methods import changed
-
-    paths: dict[str, Any] = {}
-    if config.data.root:
-        paths["data_root"] = str(Path(config.data.root).expanduser().resolve())
-    if config.teacher.weights and Path(config.teacher.weights).exists():
-        paths["teacher_weights"] = str(Path(config.teacher.weights).resolve())
-    if config.dataset.startswith("folder:"):
-        paths["dataset"] = f"folder:{Path(config.dataset[7:]).expanduser().resolve()}"
-    return changed(config, paths) if paths else config
 
 
 def parameters_cell() -> str:

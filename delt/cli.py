@@ -82,7 +82,7 @@ Settings: Any = _settings()
 def _configured(settings: Any) -> tuple[Any, Path]:
     """The configuration and run folder that the flags mean."""
     from delt.methods import changed, configure
-    from delt.pipeline import read_config
+    from delt.results import read_config
 
     given = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
     out, source = given.pop("out"), given.pop("config")
@@ -119,7 +119,7 @@ def _stage(name: str) -> Callable[[Any], None]:
 def experiment(settings: Any) -> None:
     """Do a run inside the experiment notebook; --out receives the executed notebook, its HTML copy and the run folder."""
     from delt.batch import experiment as execute
-    from delt.pipeline import load
+    from delt.results import load
 
     config, out = _configured(settings)
     notebook, page = execute(config, out)
@@ -136,7 +136,7 @@ def show(folder: tyro.conf.Positional[Path]) -> None:
     Args:
         folder: the run folder.
     """
-    from delt.pipeline import load
+    from delt.results import load
 
     print(load(folder).describe())
 
@@ -148,7 +148,7 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
         folder: the run folder.
     """
     from delt.artifacts.folder import verify as check
-    from delt.pipeline import load
+    from delt.results import load
 
     problems = check(load(folder).path)
     if problems:

@@ -21,9 +21,11 @@ from delt.errors import ConfigError, unknown
 UNPREFIXED = {"iterations", "round_iterations", "sub_batches"}  # of RecoverConfig: the dials everyone turns
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field that carries its explanation and its limits."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+def option(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None, least: int = 0
+) -> Any:
+    """A dataclass field that carries its explanation and its limits; `least` is the number of entries of a list."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "least": least})
 
 
 def checked(item: dataclasses.Field[Any], kind: Any, value: Any, name: str | None = None) -> Any:
@@ -34,7 +36,9 @@ def checked(item: dataclasses.Field[Any], kind: Any, value: Any, name: str | Non
             return None
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     value = _convert(name, kind, value)
-    choices, low, high = item.metadata["choices"], item.metadata["low"], item.metadata["high"]
+    choices, low, high, least = (item.metadata[key] for key in ("choices", "low", "high", "least"))
+    if isinstance(value, tuple) and len(value) < least:
+        raise ConfigError(f"{name} is empty; at least {least} is needed")
     for part in value if isinstance(value, tuple) else (value,):
         if choices and part not in choices:
             raise unknown(f"value for {name}", part, choices)
@@ -50,9 +54,13 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
-            return tuple(value)
-        raise ConfigError(f"{name} is {value!r}; allowed is a list of names or one text with commas")
+        inner = typing.get_args(kind)[0]
+        if isinstance(value, (list, tuple)):
+            parts = [int(part) if inner is int and isinstance(part, str) and part.isdecimal() else part for part in value]
+            if all(isinstance(part, inner) and not isinstance(part, bool) for part in parts):
+                return tuple(dict.fromkeys(parts))  # said twice is said once
+        words = "names" if inner is str else "whole numbers"
+        raise ConfigError(f"{name} is {value!r}; allowed is a list of {words} or one text with commas")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -76,7 +84,7 @@ class DataConfig(Section):
     """Where the real images come from."""
 
     root: str | None = option(None, "folder that holds the data set, or receives the download")
-    size: int | None = option(None, "side of the square images in pixels (default: the data set's own)", low=4)
+    size: int | None = option(None, "side of the square images in pixels (default: the data set's own)", low=4, high=4096)
     download: bool = option(True, "download where the data set allows it and the files are missing")
     val_fraction: float = option(0.2, "share held out for testing where a folder has no val/ or test/", low=0.01, high=0.9)
 
@@ -86,10 +94,10 @@ class TeacherConfig(Section):
     """Squeeze: the frozen BatchNorm network that knows the data set (defaults: SRe2L's CIFAR recipe)."""
 
     arch: str = option("resnet18", "teacher architecture (`delt models` lists them)")
-    width: int | None = option(None, "channels of the first stage (default: the architecture's own)", low=1)
-    weights: str | None = option(
-        None,
-        "load instead of train: a run's teacher file, a .safetensors/.pth state dict, or a torchvision weight name such as IMAGENET1K_V1",
+    width: int | None = option(None, "channels of the first stage (default: the architecture's own)", low=1, high=4096)
+    weights: str = option(
+        "train",
+        "train, or load instead: a run's teacher, a .safetensors/.pth state dict, or a torchvision weight name (IMAGENET1K_V1)",
     )
     epochs: int = option(200, "passes over the training set", low=1)
     batch: int = option(128, "images per step", low=2)
@@ -98,7 +106,7 @@ class TeacherConfig(Section):
     warmup: float = option(0.05, "share of the steps in which the rate climbs linearly", low=0, high=0.9)
     pad: int = option(4, "pixels of padding for the random-crop augmentation (shift range)", low=0)
     smoothing: float = option(0.0, "label smoothing", low=0, high=0.9)
-    seed: int = option(0, "seed of the teacher, apart from the run's seed so that runs share teachers", low=0)
+    seed: int = option(0, "seed of the teacher, apart from the run's seed so that runs share teachers", low=0, high=2**31 - 1)
     min_accuracy: float | None = option(
         None, "refuse a teacher below this test accuracy in % (default: the data set's floor)", low=0, high=100
     )
@@ -113,7 +121,7 @@ class RankConfig(Section):
         "which patches start the images: medium goes outward from the median score",
         choices=("medium", "easy", "hard", "random", "noise"),
     )
-    images: int | None = option(300, "candidate images per class, drawn at random (default of the published runs; none: all)", low=1)
+    images: int = option(300, "candidate images per class, drawn at random (as published); 0 takes all", low=0)
     crops: int = option(0, "random crops scored per image; 0 scores the whole image", low=0)
     factor: int = option(1, "patches per side of a synthetic image (1: one patch; 2: a 2 x 2 collage)", low=1, high=4)
 
@@ -174,10 +182,11 @@ class RecoverConfig(Section):
         "png: rounded, lossless; jpeg75: truncated and passed through JPEG quality 75 (published), which hurts small images most",
         choices=("png", "jpeg75"),
     )
-    record_classes: int | None = option(
-        None, "classes whose images are recorded while they change; 0 records none (default: up to 10, within 64 MiB)", low=0
+    record_classes: tuple[str, ...] = option(
+        (), "names of the classes recorded while they change; none records none (default: the first ten, within 64 MiB)"
     )
-    record_count: int = option(41, "snapshots and loss readings over the whole run", low=2)
+    record_count: int = option(41, "snapshots and loss readings, evenly over the run", low=2)
+    record_iterations: tuple[int, ...] = option((), "take them at these iterations instead; the end always counts")
 
 
 @dataclass(frozen=True)
@@ -197,14 +206,17 @@ class EvaluateConfig(Section):
     """Evaluate: students trained from scratch on the synthetic set, tested on real images."""
 
     recipe: str = option("common", "student protocol: common (ours, the same for every method) or paper:delt")
-    students: tuple[str, ...] = option(("teacher",), "student architectures; teacher stands for the teacher's own architecture and width")
+    students: tuple[str, ...] = option(
+        ("teacher",), "student architectures; teacher stands for the teacher's own architecture and width", least=1
+    )
     seeds: int = option(3, "students per row, seeds seed, seed + 1, ..", low=1)
     epochs: int | None = option(None, "passes over the synthetic set (default: the recipe's)", low=1)
-    labels: tuple[str, ...] = option(("soft", "hard"), "label kinds to train with", choices=("soft", "hard"))
+    labels: tuple[str, ...] = option(("soft", "hard"), "label kinds to train with", choices=("soft", "hard"), least=1)
     controls: tuple[str, ...] = option(
         ("random",), "sets evaluated beside the method under the same recipe and seeds", choices=("random", "start", "one_sub_batch")
     )
     full: bool = option(True, "also train on the whole real set (cached per data set, recipe and student)")
+    features: str = option("teacher", "network whose pooled features the diversity is measured in: teacher, or an architecture")
 
 
 @dataclass(frozen=True)
@@ -233,7 +245,7 @@ class RunConfig(Section):
     fidelity: str = option(
         "fixed", "strict: the published recover arithmetic, quirks and all; fixed: repaired", choices=("strict", "fixed")
     )
-    seed: int = option(0, "seed of ranking, synthesis and students", low=0)
+    seed: int = option(0, "seed of ranking, synthesis and students", low=0, high=2**31 - 1)
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     rank: RankConfig = RankConfig()
@@ -253,7 +265,7 @@ FIDELITY: dict[str, dict[str, Any]] = {
     },
 }
 
-_SMALL = {"teacher_arch": "convnet3", "teacher_weights": None, "teacher_lr": 0.1, "teacher_batch": 64, "ipc": 5}
+_SMALL = {"teacher_arch": "convnet3", "teacher_weights": "train", "teacher_lr": 0.1, "teacher_batch": 64, "ipc": 5}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},  # the fields' own defaults

@@ -6,7 +6,7 @@
     labels    = relabel(teacher, synthetic, cfg.relabel)
     scores    = evaluate(synthetic, labels, real.test, cfg.evaluate)
 
-`run(configure("digits", preset="demo"), out="runs/a")` does all of it and leaves a folder that `load` opens.
+`run(configure("digits", preset="demo"), out="runs/a")` does all of it and leaves a folder that `delt.load` opens.
 """
 
 from __future__ import annotations
@@ -21,151 +21,32 @@ from typing import Any
 
 from delt import storage
 from delt.analysis.diversity import diversity, extractor_of, same_number
-from delt.analysis.table import rows, text
 from delt.artifacts import cache
 from delt.artifacts.folder import RunFolder
-from delt.artifacts.ranking import FILE as RANKING
 from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.scores import Score, Scores
-from delt.artifacts.snapshots import FILE as SNAPSHOTS
-from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher
-from delt.config import RunConfig, flatten, unflatten
+from delt.config import RunConfig, flatten
 from delt.data.images import RealSet
 from delt.data.load import open_set, require_images
-from delt.data.specs import spec_of
+from delt.data.specs import OWN_FOLDER, spec_of
 from delt.errors import IntegrityError, RunError, TeacherError, unknown
 from delt.methods import control_of
 from delt.models.zoo import build, has_batchnorm
 from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
-from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, resolve, settings
+from delt.results import Run, load
+from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, reset_peak, resolve, settings
 from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_tasks
 from delt.stages.rank import rank, render
 from delt.stages.recover import recover
 from delt.stages.relabel import relabel
-from delt.stages.squeeze import check_strength, squeeze
+from delt.stages.squeeze import check_strength, make_teacher
 
 STAGES = ("squeeze", "rank", "recover", "relabel", "evaluate")
-
-
-@dataclass
-class Run:
-    """A run folder opened for reading; every artefact is read when asked for and checked against its recorded hash.
-
-    >>> done = delt.load("runs/a")
-    >>> done.scores.summary()
-    """
-
-    path: Path
-
-    @cached_property
-    def config(self) -> RunConfig:
-        return read_config(self.path / "config.json")
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        return RunFolder(self.path).manifest() or {}
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        return Teacher.load(self._checked("teachers/teacher.safetensors", "teachers/teacher.json").parent / "teacher.safetensors")
-
-    @cached_property
-    def ranking(self) -> Ranking | None:
-        return Ranking.load(self._checked(RANKING).parent) if (self.path / RANKING).exists() else None
-
-    @cached_property
-    def synthetic(self) -> SyntheticSet:
-        self._checked("synthetic.parquet", *(name for name in self._files if name.startswith("synthetic/")))
-        return SyntheticSet.load(self.path)
-
-    @cached_property
-    def snapshots(self) -> Snapshots | None:
-        return Snapshots.load(self._checked(SNAPSHOTS).parent) if (self.path / SNAPSHOTS).exists() else None
-
-    @cached_property
-    def scores(self) -> Scores:
-        return Scores.load(self._checked("scores.json").parent)
-
-    @cached_property
-    def diversity(self) -> dict[str, dict[str, float]]:
-        """Set -> {"mean": .., class: ..}: intra-class cosine similarity of the synthetic set, its controls and real images."""
-        values: dict[str, dict[str, float]] = storage.read_json(self._checked("diversity.json"))
-        return values
-
-    @cached_property
-    def controls(self) -> dict[str, Run]:
-        return {name: Run(self.path / "controls" / name) for name in RunFolder(self.path).controls()}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The table as dicts; see `delt.analysis.table.rows`."""
-        configs = {self.config.method: self.config, **{name: control.config for name, control in self.controls.items()}}
-        return rows(self.scores, self.diversity, configs, len(self.synthetic.classes))
-
-    def table(self) -> str:
-        """The table as text."""
-        return text(self.rows())
-
-    def describe(self) -> str:
-        """What the folder holds, as text."""
-        config = self.config
-        facts = [
-            f"{self.path}",
-            f"{config.method} on {config.dataset}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
-        ]
-        done = [f"{stage} {record['seconds']:.1f} s" for stage, record in RunFolder(self.path).records().items()]
-        facts.append("done: " + (", ".join(done) or "nothing yet"))
-        if not self.manifest.get("complete"):
-            return "\n".join([*facts, "not finished: give the command that started it again"])
-        facts += [
-            "",
-            self.table(),
-            "",
-            *(
-                f"  {name}"
-                for name in ("config.json", "synthetic", "synthetic.parquet", *sorted(self._files))
-                if not name.startswith("synthetic/")
-            ),
-        ]
-        return "\n".join(facts)
-
-    @cached_property
-    def _files(self) -> dict[str, dict[str, Any]]:
-        records = RunFolder(self.path).records().values()
-        return {name: entry for record in records for name, entry in record["files"].items()}
-
-    def _checked(self, *names: str) -> Path:
-        """The path of the first name, after all of them were compared with their recorded hashes."""
-        folder = RunFolder(self.path)
-        for name in names:
-            if name not in self._files:
-                raise IntegrityError(f"{self.path} holds no {name} yet: give the command that started the run again")
-            if problems := folder.check(name, self._files[name]):
-                raise IntegrityError(f"{self.path}: {problems[0]}")
-        return folder.path / names[0]
-
-
-def load(folder: Path | str) -> Run:
-    """Open a run folder.
-
-    Raises:
-        RunError: there is no run in it.
-    """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise RunError(f"no run at {path}: looked for config.json in it")
-    return Run(path)
-
-
-def read_config(path: Path) -> RunConfig:
-    """The configuration in a run's config.json."""
-    flat = storage.read_json(path)
-    if not isinstance(flat, dict):
-        raise IntegrityError(f"{path} holds no configuration but {type(flat).__name__}")
-    return unflatten(flat)
+Keys = dict[str, Any]  # what a stage's result depends on
 
 
 def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener: Emit | None = None) -> Run:
@@ -186,8 +67,7 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     if until not in STAGES:
         raise unknown("stage", until, STAGES)
     bars = Bars()
-    config = replace(config, runtime=resolve(config.runtime))
-    config = replace(config, dataset=_absolute(config.dataset))
+    config = absolute(replace(config, runtime=resolve(config.runtime)))
     with settings(config.runtime), RunFolder(Path(out)).hold() as folder, Pool(config.runtime) as pool:
         try:
             Pipeline(config, folder, pool, Meter(folder.path / "metrics.jsonl", listener or bars)).go(until)
@@ -196,8 +76,19 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     return load(out)
 
 
-def _absolute(dataset: str) -> str:
-    return f"folder:{Path(dataset[7:]).expanduser().resolve()}" if dataset.startswith("folder:") else dataset
+def absolute(config: RunConfig) -> RunConfig:
+    """The same with paths that mean the same from any folder."""
+    dataset, root, weights = config.dataset, config.data.root, config.teacher.weights
+    if dataset.startswith(OWN_FOLDER):
+        dataset = OWN_FOLDER + str(Path(dataset.removeprefix(OWN_FOLDER)).expanduser().resolve())
+    if weights != "train" and Path(weights).exists():
+        weights = str(Path(weights).resolve())
+    return replace(
+        config,
+        dataset=dataset,
+        data=replace(config.data, root=root and str(Path(root).expanduser().resolve())),
+        teacher=replace(config.teacher, weights=weights),
+    )
 
 
 @dataclass
@@ -209,184 +100,205 @@ class Pipeline:
     pool: Pool
     emit: Emit
     name: str = ""  # of the control; "" for the run itself
-    _real: RealSet | None = field(default=None, repr=False)
+    given: RealSet | None = field(default=None, repr=False)
 
     def go(self, until: str) -> None:
         """Do the stages up to `until`, for the run and its controls; the manifest comes last."""
-        check_names(self.config)
         stages = STAGES[: STAGES.index(until) + 1]
+        check_names(self.config)
         self.refuse_changes()
-        require_images(self.real, self.config.ipc)
-        storage.write_json(self.folder.path / "config.json", flatten(self.config))
+        tiles = 1 if self.config.rank.keep == "noise" else self.config.rank.factor**2
+        require_images(self.real, self.config.ipc * tiles)
+        self.write_config()
         teacher = self.teacher()
         parts = [self, *(self.controls(teacher) if "evaluate" in stages else [])]
         for part in parts:
             part.synthesis(teacher, stages)
         if "evaluate" in stages:
             self.evaluate(parts, teacher)
-            self.measure_diversity(parts, teacher)
+            self.measure_diversity(teacher)
             for part in reversed(parts):  # the run's own manifest is the very last file
                 part.finish()
 
-    def refuse_changes(self) -> None:
-        """Compare the settings that standing or half-done stages were made with; whatever else changed is welcome.
-
-        Raises:
-            RunError: naming the stage and every setting that differs.
-        """
-        flat = flatten(self.config)
-        made = {stage: record["keys"] for stage, record in self.folder.records().items()}
-        known = {**self.folder.pinned(), **made}
-        for stage, keys in sorted(known.items(), key=lambda item: STAGES.index(item[0]) if item[0] in STAGES else len(STAGES)):
-            differ = [f"{name}: was {keys[name]}, now {flat[name]}" for name in sorted(keys) if name in flat and keys[name] != flat[name]]
-            if differ:
-                raise RunError(
-                    f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): "
-                    "choose another --out, or delete the folder"
-                )
-
     @cached_property
     def real(self) -> RealSet:
-        return self._real or open_set(self.config.dataset, self.config.data, device_of(self.config.runtime))
+        return self.given or open_set(self.config.dataset, self.config.data, device_of(self.config.runtime))
 
     @property
     def set_name(self) -> str:
         """What the set is called in the scores."""
         return self.name or self.config.method
 
+    def refuse_changes(self) -> None:
+        """Compare the settings that standing artefacts were made with; whatever else changed is welcome.
+
+        Raises:
+            RunError: naming the stage and every setting that differs.
+        """
+        flat, records = flatten(self.config), self.folder.records()
+        for stage in [stage for stage in STAGES if stage in records]:
+            was = records[stage]["keys"]
+            differ = [f"{name}: was {was[name]}, now {flat[name]}" for name in sorted(was) if name in flat and was[name] != flat[name]]
+            if differ:
+                raise RunError(
+                    f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): "
+                    "choose another --out, or delete the folder"
+                )
+
+    def write_config(self) -> None:
+        """Keep the configuration for `--out` alone to go on; a finished run's is replaced when it is finished again."""
+        if self.folder.manifest() is None:
+            storage.write_json(self.folder.path / "config.json", flatten(self.config))
+
     # ------------------------------------------------------------------------------------------ stages
 
     def teacher(self) -> Teacher:
-        """Squeeze, or the standing teacher, or the cached one."""
-        keys = self.keys("dataset", "data_size", "data_val_fraction", prefix="teacher_")
-        keys["data_fingerprint"] = self.real.fingerprint
-        if self.folder.standing("squeeze", keys):
-            teacher = Teacher.load(self.folder.path / "teachers")
-            check_strength(teacher.card, self.real, self.config.teacher)
-            return self._said(teacher, "standing")
-        with self.stage("squeeze", keys) as (job, files):
-            key = cache.key_of(**keys, device=device_of(self.config.runtime).type, threads=self.config.runtime.threads)
-            cached = None if self.config.teacher.weights else cache.load_teacher(key)
-            teacher = cached or squeeze(self.real, self.config.teacher, job)
-            check_strength(teacher.card, self.real, self.config.teacher)
-            if not cached and not self.config.teacher.weights:
+        """Squeeze, or the standing teacher, or the cached one; saved before it is judged, so that it is never lost."""
+        keys = self.squeeze_keys()
+        how = "standing"
+        if not self.folder.standing("squeeze", keys):
+            with self.stage("squeeze", keys) as (job, files):
+                key = cache.key_of(**keys, **self.machine_keys(), torch=machine(self.config.runtime)["torch"])
+                cached = cache.load_teacher(key) if self.config.teacher.weights == "train" else None
+                teacher = cached or make_teacher(self.real, self.config.teacher, job)
+                how = "from the cache" if cached else teacher.card.source
+                path = teacher.save(self.folder.path / "teachers")
+                files += [path, path.with_suffix(".json")]
+            if how == "trained":
                 cache.keep_teacher(key, teacher)
-            path = teacher.save(self.folder.path / "teachers")
-            files += [path, path.with_suffix(".json")]
-        return self._said(teacher, "from the cache" if cached else teacher.card.source)
-
-    def _said(self, teacher: Teacher, how: str) -> Teacher:
+        teacher = Teacher.load(self.folder.path / "teachers")
         card = teacher.card
         width = f" of width {card.width}" if card.width else ""
         self.emit({"message": f"teacher: {card.arch}{width} ({how}), {card.accuracy:.2f} % on the test images of {card.dataset}"})
+        check_strength(card, self.real, self.config.teacher)
         return teacher
 
     def synthesis(self, teacher: Teacher, stages: tuple[str, ...]) -> None:
-        """Rank, recover and relabel, as far as they are wanted."""
-        if "rank" in stages:
-            patches = self.rank(teacher)
-        if "recover" in stages:
+        """Rank, recover and relabel, as far as they are wanted and do not stand."""
+        wanted = "recover" in stages and not self.folder.standing("recover", self.recover_keys(teacher))
+        patches = self.rank(teacher, wanted) if "rank" in stages else None
+        if wanted and patches:
             self.recover(teacher, patches)
         if "relabel" in stages:
             self.relabel(teacher)
 
-    def rank(self, teacher: Teacher) -> Patches | None:
-        """The starting images; None where neither this stage nor the next has anything to do."""
-        keys = self.rank_keys(teacher)
-        config, standing = self.config, self.folder.standing("rank", keys)
-        if standing and self.folder.standing("recover", self.recover_keys(teacher)):
+    def rank(self, teacher: Teacher, wanted: bool) -> Patches | None:
+        """The starting images, where recover wants them or they were never ranked."""
+        keys, config = self.rank_keys(teacher), self.config
+        standing = self.folder.standing("rank", keys)
+        if standing and not wanted:
             return None
-        if standing and config.rank.keep != "noise":
+        if standing and standing["files"]:
             return render(Ranking.load(self.folder.path), self.real, config.ipc)
         with self.stage("rank", keys) as (job, files):
-            patches = rank(teacher.to(job.device), self.real, config.rank, config.ipc, job)
+            patches = rank(teacher, self.real, config.rank, config.ipc, job)
             files += patches.ranking.save(self.folder.path) if patches.ranking else []
         return patches
 
-    def recover(self, teacher: Teacher, patches: Patches | None) -> None:
-        keys = self.recover_keys(teacher)
-        if patches is None or self.folder.standing("recover", keys):
-            return
-        with self.stage("recover", keys) as (job, files):
-            done = recover(teacher, patches, self.config.recover, job)
-            for reading in done.readings:
-                self.emit({"stage": "recover", "record": reading})
-            files += done.synthetic.save(self.folder.path)
-            files += done.snapshots.save(self.folder.path) if done.snapshots else []
+    def recover(self, teacher: Teacher, patches: Patches) -> None:
+        """Optimise the images and write them with their history."""
+        with self.stage("recover", self.recover_keys(teacher)) as (job, files):
+            synthetic = recover(teacher, patches, self.config.recover, job)
+            files += synthetic.save(self.folder.path)
+            if synthetic.snapshots:
+                files += synthetic.snapshots.save(self.folder.path)
+                for reading in synthetic.snapshots.readings:
+                    self.emit({"stage": "recover", "record": reading})
 
     def relabel(self, teacher: Teacher) -> None:
-        keys = self.relabel_keys(teacher)
-        if self.folder.standing("relabel", keys):
+        """Store soft labels where they are stored."""
+        keys = self.identity() | self.keys(prefix="relabel_")
+        if self.stands("relabel", keys):
             return
         with self.stage("relabel", keys) as (job, files):
-            config = self.config
-            soft = relabel(teacher, SyntheticSet.load(self.folder.path), config.relabel, job, config.evaluate.recipe, self.real.info.flip)
-            files += soft.save(self.folder.path)
+            synthetic = SyntheticSet.load(self.folder.path)
+            files += relabel(teacher, synthetic, self.config.relabel, job, self.config.evaluate.recipe).save(self.folder.path)
 
     def evaluate(self, parts: list[Pipeline], teacher: Teacher) -> None:
         """Train the students of all sets together, so that no core waits for another set's turn."""
-        job = self.job("evaluate", teacher)
-        tasks = {part.set_name: part.students(teacher, job) for part in parts}
-        tasks["full"] = full_tasks(self.real, SoftLabels(teacher, ""), self.config.evaluate, job) if self.config.evaluate.full else []
-        flat = [task for group in tasks.values() for task in group]
-        begun, known = time.monotonic(), self.known_scores(teacher)
-        known.add(row for task in tasks["full"] if (row := cache.load_score(self._full_key(task))))
-        rows = run_students(flat, job, known.rows)
-        for task, row in zip(flat, rows, strict=True):
-            if task.score.set == "full":
-                cache.keep_score(self._full_key(task), row)
-        seconds = time.monotonic() - begun
+        work = self.folder.work("evaluate", self.evaluate_keys() | self.machine_keys())
+        job = Job(self.config.seed, self.config.runtime, work, self.emit, self.pool)
+        full = full_tasks(self.real, SoftLabels(teacher, ""), self.config.evaluate, job) if self.config.evaluate.full else []
+        tasks = [*(task for part in parts for task in part.students(teacher, job)), *full]
+        begun, known = time.monotonic(), self.known_scores()
+        known.add(row for task in full if (row := cache.load_score(self.full_key(task))))
+        rows = run_students(tasks, job, known.rows)
+        for task, row in zip(tasks, rows, strict=True):
+            if row.set == "full":
+                cache.keep_score(self.full_key(task), row)
         for part in parts:
-            part.keep_scores(rows if part is self else [row for row in rows if row.set == part.set_name], teacher, seconds)
+            own = rows if part is self else [row for row in rows if row.set == part.set_name]
+            part.keep_scores(own, time.monotonic() - begun)
 
     def students(self, teacher: Teacher, job: Job) -> list[StudentTask]:
         """The students of this set, as values."""
-        soft = SoftLabels.load(self.folder.path, teacher) if self.config.relabel.mode == "stored" else SoftLabels(teacher, "")
-        synthetic = SyntheticSet.load(self.folder.path)
-        return student_tasks(synthetic, soft, self.real.test, self.config.evaluate, job, name=self.set_name, flip=self.real.info.flip)
+        stored = self.config.relabel.mode == "stored"
+        soft = SoftLabels.load(self.folder.path, teacher) if stored else SoftLabels(teacher, "")
+        return student_tasks(SyntheticSet.load(self.folder.path), soft, self.real.test, self.config.evaluate, job, name=self.set_name)
 
-    def known_scores(self, teacher: Teacher) -> Scores:
-        """The scores that stand in the folder."""
-        standing = self.folder.standing("evaluate", self.relabel_keys(teacher))
-        return Scores.load(self.folder.path) if standing else Scores()
+    def known_scores(self) -> Scores:
+        """The scores that stand in the folder, or that a stopped run was about to write."""
+        if self.stands("evaluate", self.evaluate_keys()):
+            return Scores.load(self.folder.path)
+        try:
+            note = storage.read_sealed(self.folder.work("evaluate") / "scores.json")
+            return Scores([Score(**row) for row in note["rows"]]) if note["keys"] == self.evaluate_keys() else Scores()
+        except IntegrityError:
+            return Scores()
 
-    def _full_key(self, task: StudentTask) -> str:
-        recipe = recipe_of(task.recipe.name)
-        return cache.key_of(data=self.real.fingerprint, student=list(task.score.key), width=task.width, recipe=repr(recipe))
-
-    def keep_scores(self, rows: list[Score], teacher: Teacher, seconds: float) -> None:
+    def keep_scores(self, rows: list[Score], seconds: float) -> None:
         """Write the scores beside those that stand, which may be of other recipes, students or seeds."""
-        known = self.known_scores(teacher)
+        known, keys = self.known_scores(), self.evaluate_keys()
         scores = Scores(list(known.rows))
         scores.add(rows)
-        if scores.rows != known.rows:
-            scores.save(self.folder.path)
-            self.folder.commit("evaluate", self.relabel_keys(teacher), [Path("scores.json")], seconds, peak_memory(self.config.runtime))
-
-    def measure_diversity(self, parts: list[Pipeline], teacher: Teacher) -> None:
-        """Intra-class cosine similarity of every set and of as many real images."""
-        keys = self.recover_keys(teacher) | {"sets": [part.set_name for part in parts]}
-        record = self.folder.records().get("diversity")
-        if record and record["keys"] == keys and self.folder.standing("diversity", keys):
+        if scores.rows == known.rows and self.stands("evaluate", keys):
             return
-        self.folder.reset("diversity")  # cheap, and other controls are no mistake: measured anew instead of refused
-        card, begun = teacher.card, time.monotonic()
-        extractor = extractor_of("teacher", teacher)
-        sets = {part.set_name: SyntheticSet.load(part.folder.path) for part in parts}
-        chosen = {name: (value.images, value.labels) for name, value in sets.items()}
+        note = {"keys": keys, "rows": scores.as_dicts()}  # a stop between the next two lines would forget the older rows
+        storage.write_sealed(self.folder.work("evaluate") / "scores.json", note)
+        scores.save(self.folder.path)
+        self.folder.commit("evaluate", keys, [Path("scores.json")], seconds, peak_memory(self.config.runtime))
+
+    def full_key(self, task: StudentTask) -> str:
+        """What a full-data score depends on."""
+        card, versions = task.soft.teacher.card, machine(self.config.runtime)
+        return cache.key_of(
+            data=self.real.fingerprint,
+            student=list(task.score.key),
+            width=task.width,
+            recipe=repr(recipe_of(task.recipe.name)),
+            normalisation=[card.mean, card.std],
+            torch=versions["torch"],
+            **self.machine_keys(),
+        )
+
+    def measure_diversity(self, teacher: Teacher) -> None:
+        """Intra-class cosine similarity of every set in the folder and of as many real images."""
+        folders = {self.set_name: self.folder.path}
+        folders |= {name: self.folder.path / "controls" / name for name in self.folder.controls()}
+        keys = self.identity() | {"sets": sorted(folders), "features": self.config.evaluate.features}
+        if self.stands("diversity", keys):
+            return
+        device, card, begun = device_of(self.config.runtime), teacher.card, time.monotonic()
+        extractor = extractor_of(self.config.evaluate.features, teacher, device)
+
+        def measured(images: Any, labels: Any) -> dict[str, float]:
+            pairs = diversity(images, labels, card.classes, extractor, card.mean, card.std, device)
+            return {name: round(value, 6) for name, value in pairs}
+
+        values = {}
+        for name, path in folders.items():
+            synthetic = SyntheticSet.load(path)
+            values[name] = measured(synthetic.images, synthetic.labels)
         drawn = same_number(self.real.train.labels, self.config.ipc, self.config.seed)
-        chosen["real"] = self.real.train.fetch(drawn), self.real.train.labels[drawn]
-        values = {
-            name: {metric: round(value, 6) for metric, value in diversity(images, labels, card.classes, extractor, card.mean, card.std)}
-            for name, (images, labels) in chosen.items()
-        }
+        values["real"] = measured(self.real.train.fetch(drawn), self.real.train.labels[drawn])
         storage.write_json(self.folder.path / "diversity.json", values)
         self.folder.commit("diversity", keys, [Path("diversity.json")], time.monotonic() - begun, peak_memory(self.config.runtime))
 
     def finish(self) -> None:
-        """Write the manifest."""
+        """Write the configuration that now holds, and the manifest."""
         if isinstance(self.emit, Meter):
             self.emit.flush()
+        storage.write_json(self.folder.path / "config.json", flatten(self.config))
         self.folder.finish({"machine": machine(self.config.runtime), "seed": self.config.seed, "method": self.config.method})
 
     # ------------------------------------------------------------------------------------------ controls
@@ -397,47 +309,67 @@ class Pipeline:
         return [self.control(name, config, teacher) for name, config in found if config]
 
     def control(self, name: str, config: RunConfig, teacher: Teacher) -> Pipeline:
-        folder = RunFolder(self.folder.path / "controls" / name)
+        """The pipeline of one control, its teacher in place."""
+        folder = self.folder.control(name)
         part = Pipeline(config, folder, self.pool, self.emit, name, self.real)
+        part.refuse_changes()
         keys = {"teacher": teacher.digest()}
         if not folder.standing("squeeze", keys):
             path = teacher.save(folder.path / "teachers")
             folder.commit("squeeze", keys, [path, path.with_suffix(".json")], 0.0, 0)
-        storage.write_json(folder.path / "config.json", flatten(config))
+        part.write_config()
         return part
 
-    # ------------------------------------------------------------------------------------------ keys and jobs
+    # ------------------------------------------------------------------------------------------ what results depend on
 
-    def keys(self, *names: str, prefix: str = "-") -> dict[str, Any]:
+    def keys(self, *names: str, prefix: str = "-") -> Keys:
         """The flat settings with these names or this prefix."""
         return {name: value for name, value in flatten(self.config).items() if name in names or name.startswith(prefix)}
 
-    def rank_keys(self, teacher: Teacher) -> dict[str, Any]:
+    def machine_keys(self) -> Keys:
+        """What begun work depends on, and finished work does not: bits differ, results do not become wrong."""
+        return self.keys("device", "threads", "precision", "memory_format", "packing")
+
+    def squeeze_keys(self) -> Keys:
+        keys = self.keys("dataset", "data_size", "data_val_fraction", prefix="teacher_")
+        del keys["teacher_min_accuracy"]  # judges the teacher, does not change it
+        return keys | {"data_fingerprint": self.real.fingerprint}
+
+    def rank_keys(self, teacher: Teacher) -> Keys:
         return self.keys("ipc", "seed", prefix="rank_") | {"teacher": teacher.digest()}
 
-    def recover_keys(self, teacher: Teacher) -> dict[str, Any]:
-        machine = self.keys("device", "threads", "precision", "memory_format", "packing")
-        schedule = self.keys("iterations", "round_iterations", "sub_batches", prefix="recover_")
-        return self.rank_keys(teacher) | schedule | machine
+    def recover_keys(self, teacher: Teacher) -> Keys:
+        return self.rank_keys(teacher) | self.keys("iterations", "round_iterations", "sub_batches", prefix="recover_")
 
-    def relabel_keys(self, teacher: Teacher) -> dict[str, Any]:
-        keys = self.recover_keys(teacher) | self.keys(prefix="relabel_") | {"set": self.set_name}
-        return keys | (self.keys("evaluate_recipe") if self.config.relabel.mode == "stored" else {})
+    def identity(self) -> Keys:
+        """The standing synthetic set, by its content."""
+        record = self.folder.records()["recover"]
+        return {"synthetic": storage.sha256_bytes(storage.json_bytes(record["files"]))}
 
-    def job(self, stage: str, teacher: Teacher) -> Job:
-        """What a stage gets besides its inputs."""
-        return Job(self.config.seed, self.config.runtime, self.folder.work(stage, self.relabel_keys(teacher)), self._named, self.pool)
+    def evaluate_keys(self) -> Keys:
+        return self.identity() | {"set": self.set_name}
 
-    def _named(self, event: dict[str, Any]) -> None:
+    def stands(self, stage: str, keys: Keys) -> bool:
+        """Whether a stage stands; one that belongs to other images is forgotten, since it says nothing about these."""
+        record = self.folder.records().get(stage)
+        if record and record["keys"] != keys:
+            self.folder.reset(stage)
+            return False
+        return self.folder.standing(stage, keys) is not None
+
+    def named(self, event: dict[str, Any]) -> None:
+        """Pass an event on under the control's name."""
         self.emit({**event, "set": self.name} if self.name else event)
 
     @contextmanager
-    def stage(self, name: str, keys: dict[str, Any]) -> Iterator[tuple[Job, list[Path]]]:
+    def stage(self, name: str, keys: Keys) -> Iterator[tuple[Job, list[Path]]]:
         """Do a stage: forget an earlier attempt, and record the files that the block collects with its time and memory."""
         self.folder.reset(name)
         files: list[Path] = []
+        work = self.folder.work(name, keys | self.machine_keys())
+        reset_peak(self.config.runtime)
         begun = time.monotonic()
-        yield Job(self.config.seed, self.config.runtime, self.folder.work(name, keys), self._named, self.pool), files
+        yield Job(self.config.seed, self.config.runtime, work, self.named, self.pool), files
         self.folder.commit(name, keys, files, time.monotonic() - begun, peak_memory(self.config.runtime))
 
 
@@ -450,9 +382,8 @@ def check_names(config: RunConfig) -> None:
     """
     spec = spec_of(config.dataset)
     classes, channels, size = spec.count or 2, spec.channels or 3, config.data.size or spec.size or 64
-    for arch in config.evaluate.students:
-        if arch != "teacher":
-            build(arch, classes, channels, size)
+    for arch in {*config.evaluate.students, config.evaluate.features} - {"teacher"}:
+        build(arch, classes, channels, size)
     if not has_batchnorm(build(config.teacher.arch, classes, channels, size, config.teacher.width)):
         raise TeacherError(
             f"teacher_arch {config.teacher.arch} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do"

@@ -162,8 +162,21 @@ def laid_out(images: Tensor, runtime: RuntimeConfig) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
+def reset_peak(runtime: RuntimeConfig) -> None:
+    """Let `peak_memory` of a GPU count from here on; on a CPU there is nothing that could be reset."""
+    device = device_of(runtime)
+    if device.type == "cuda":
+        torch.cuda.init()  # a reset before the first use of the GPU would fail
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(runtime: RuntimeConfig) -> int:
-    """Largest memory used so far in bytes: of the GPU, or resident memory of this process and its workers."""
+    """Largest memory used in bytes.
+
+    On a GPU, what this process had allocated there at most since `reset_peak`, without its workers. On a CPU, the largest
+    resident memory that this process, or any one worker that has ended, had in its whole life: the operating system keeps
+    no peak of a part, and none of workers that still run.
+    """
     device = device_of(runtime)
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

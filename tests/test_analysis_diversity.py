@@ -18,7 +18,7 @@ MEAN, STD = (0.4,), (0.3,)
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    card = TeacherCard("convnet3", 8, CLASSES, 1, 8, MEAN, STD, "toy", 90.0, "trained", "", {})
+    card = TeacherCard("convnet3", 8, CLASSES, 1, 8, MEAN, STD, True, "toy", 90.0, "trained", "", {})
     return Teacher(zoo.build("convnet3", 3, 1, 8, 8, generator_seed=0), card)
 
 
@@ -86,7 +86,7 @@ def test_refuses_features_that_are_not_finite() -> None:
 def test_yields_the_mean_first_and_then_each_class_that_has_a_value(teacher: Teacher) -> None:
     images, labels = pixels(9), torch.tensor([0] * 4 + [1] + [2] * 4)
     values = list(diversity(images, labels, CLASSES, teacher, MEAN, STD))
-    assert [name for name, _ in values] == ["mean", "a", "c"]
+    assert [name for name, _ in values] == ["mean", "class/a", "class/c"]
     assert values[0][1] == pytest.approx((values[1][1] + values[2][1]) / 2)
     normalised = ((images.float() / 255) - MEAN[0]) / STD[0]
     expected = by_pairs(zoo.features(teacher.model, normalised), labels, 3)
@@ -103,6 +103,28 @@ def test_identical_images_are_not_diverse(teacher: Teacher) -> None:
     assert list(values.values()) == pytest.approx([1] * 4, abs=1e-9)
     mixed = dict(diversity(images, torch.arange(15) % 3, CLASSES, teacher, MEAN, STD))
     assert all(value < 0.999 for value in mixed.values())
+
+
+def test_a_class_may_be_called_mean(teacher: Teacher) -> None:
+    values = dict(diversity(pixels(6), torch.arange(6) % 3, ("mean", "b", "class/b"), teacher, MEAN, STD))
+    assert set(values) == {"mean", "class/mean", "class/b", "class/class/b"}
+    assert values["mean"] == pytest.approx(sum(value for name, value in values.items() if name != "mean") / 3)
+
+
+def test_images_reach_the_device_a_batch_at_a_time(teacher: Teacher) -> None:
+    """An extractor that sees what is handed to it; the device is one that keeps no pixels."""
+    seen: list[tuple[str, int]] = []
+
+    class Watching:
+        def features(self, images: Tensor) -> Tensor:
+            seen.append((images.device.type, len(images)))
+            return torch.ones(len(images), 2)
+
+    assert features_of(pixels(10), Watching(), MEAN, STD, "meta", batch=4).shape == (10, 2)
+    assert seen == [("meta", 4), ("meta", 4), ("meta", 2)]
+    seen.clear()
+    values = dict(diversity(pixels(6), torch.arange(6) % 3, CLASSES, Watching(), MEAN, STD, "meta"))
+    assert values["mean"] == pytest.approx(1) and seen == [("meta", 6)]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10, 99])

@@ -52,3 +52,48 @@ def test_teachers(folder, smoke_run):
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     assert cache.load_teacher("k") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"null", b"\xff", b'{"seal": "x"}', None])
+@pytest.mark.parametrize("name", ["teacher.json", "teacher.safetensors"])
+def test_any_damage_of_a_teacher_counts_as_missing(folder, smoke_run, name, damage):
+    cache.keep_teacher("k", smoke_run.teacher)
+    path = folder / "teachers" / "k" / name
+    path.unlink()
+    if damage is None:
+        path.mkdir()
+    else:
+        path.write_bytes(damage)
+    assert cache.load_teacher("k") is None
+
+
+def test_errors_of_any_kind_count_as_missing(folder, monkeypatch):
+    def broken(*_):
+        raise AttributeError("'NoneType' object has no attribute 'items'")
+
+    monkeypatch.setattr(cache.Teacher, "load", broken)
+    monkeypatch.setattr(cache.storage, "read_sealed", broken)
+    assert cache.load_teacher("k") is None and cache.load_score("k") is None
+
+
+def test_a_cache_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch, smoke_run):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path / "file"))
+    words = r"^the cache cannot be written \(.*file.*\): results are kept in the run folder alone$"
+    with pytest.warns(UserWarning, match=words):
+        cache.keep_teacher("k", smoke_run.teacher)
+    with pytest.warns(UserWarning, match=words):
+        cache.keep_score("k", ROW)
+    assert cache.load_teacher("k") is None and cache.load_score("k") is None
+
+
+def test_no_home_folder_is_no_error(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DELT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.warns(UserWarning, match="the cache cannot be written .Could not determine home"):
+        cache.keep_score("k", ROW)
+    assert cache.load_score("k") is None

@@ -204,8 +204,47 @@ def test_work_is_pinned_to_its_settings(tmp_path: Path) -> None:
     work = folder.work("recover", KEYS)
     assert work == tmp_path / ".work" / "recover" and work.is_dir()
     assert folder.work("recover", KEYS) == folder.work("recover") == work
-    with pytest.raises(RunError, match="recover of another configuration .*ipc: was 5, now 6"):
-        folder.work("recover", {**KEYS, "ipc": 6})
+    checkpoint = work / "group-0.a.ckpt"
+    checkpoint.write_bytes(b"")
+    assert folder.work("recover", KEYS) == work and checkpoint.exists()
+
+
+def test_work_of_other_settings_is_thrown_away_with_a_warning(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for number, name in enumerate(("a", "b")):
+        (folder.work("recover" if number else "rank", KEYS) / name).write_bytes(b"")
+    (folder.work("recover") / "units").mkdir()
+    now = {**KEYS, "ipc": 6}
+    with pytest.warns(UserWarning, match="unfinished work of recover is thrown away.*ipc: was 5, now 6") as caught:
+        work = folder.work("recover", now)
+    assert len(caught) == 1 and "keep" not in str(caught[0].message)
+    assert [item.name for item in work.iterdir()] == ["keys.json"] and (folder.work("rank") / "a").exists()
+    (work / "b").write_bytes(b"")
+    assert folder.work("recover", now) == work and (work / "b").exists()  # and now it is theirs
+    (work / "keys.json").write_bytes(b"{}")
+    with pytest.warns(UserWarning, match=r"thrown away, since .*keys\.json is damaged"):
+        folder.work("recover", now)
+    assert not (work / "b").exists() and storage.read_sealed(work / "keys.json")["ipc"] == 6
+
+
+def test_a_kill_while_work_is_thrown_away_leaves_none_under_new_settings(tmp_path: Path) -> None:
+    def discard(folder: RunFolder) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            folder.work("recover", {**KEYS, "ipc": 6})
+
+    for at in range(1, 100):
+        folder = RunFolder(tmp_path / str(at))
+        (folder.work("recover", KEYS) / "old").write_bytes(b"")
+        survived = survives(lambda: discard(folder), at)  # noqa: B023
+        with folder.hold():
+            discard(folder)
+            assert not (folder.work("recover") / "old").exists()
+            assert [item.name for item in (folder.path / ".work").iterdir() if item.name.endswith(".tmp")] == []
+        if survived:
+            assert at > 5
+            return
+    raise AssertionError("never passed")
 
 
 @pytest.mark.parametrize("stage", ["stages", "lock", "", "..", "a/b", "A", ".x", "a\n"])
@@ -435,14 +474,30 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b""
 
 
+def test_a_folder_that_cannot_be_made_is_not_taken_for_a_busy_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, calls = storage.make_folder, []
+
+    def nowhere(path: Path) -> None:
+        calls.append(path)
+        if path == tmp_path / "run":  # as below /proc
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        make(path)
+
+    monkeypatch.setattr(storage, "make_folder", nowhere)
+    with pytest.raises(RunError, match=r"it cannot be made \(No such file or directory\); choose another --out") as caught:
+        RunFolder(tmp_path / "run")._lock()
+    assert not isinstance(caught.value, Busy) and len(calls) == 1
+
+
 def test_a_work_folder_that_vanishes_between_two_calls_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, calls = storage.make_folder, []
 
     def made_and_gone(path: Path) -> None:
         make(path)
-        calls.append(path)
-        if len(calls) < 3:
-            path.rmdir()
+        if path.name == ".work":
+            calls.append(path)
+            if len(calls) < 3:
+                path.rmdir()
 
     monkeypatch.setattr(storage, "make_folder", made_and_gone)
     with RunFolder(tmp_path).hold():
@@ -475,14 +530,90 @@ def test_without_file_locks_a_warning_is_given(tmp_path: Path, monkeypatch: pyte
 
 
 def test_holding_clears_what_a_killed_writer_left_and_nothing_else(tmp_path: Path) -> None:
-    left = [storage.temporary_of(tmp_path / name) for name in ("manifest.json", ".work/recover/g.a.ckpt", "teachers/a.json")]
-    kept = [tmp_path / ".cache.tmp", storage.temporary_of(tmp_path / "controls" / "random" / "x")]
-    for path in left + kept:
+    names = ("manifest.json", ".work/recover/g.a.ckpt", "teachers/a.json")
+    left = [storage.temporary_of(tmp_path / part / name) for part in (".", "controls/random") for name in names]
+    kept = [tmp_path / ".cache.tmp", storage.temporary_of(tmp_path / "mine" / "x"), storage.temporary_of(tmp_path / "controls" / "x")]
+    outside = storage.temporary_of(tmp_path.parent / f"{tmp_path.name}-outside" / "x")
+    kept_outside = [outside, storage.temporary_of(outside.parent / ".work" / "x")]
+    (tmp_path / "controls").mkdir()
+    (tmp_path / "controls" / "linked").symlink_to(outside.parent)
+    (tmp_path / "controls" / "second").mkdir()
+    (tmp_path / "controls" / "second" / "teachers").symlink_to(outside.parent)
+    for path in left + kept + kept_outside:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    storage.write_bytes(storage.temporary_of(tmp_path / "synthetic") / "0000_a" / "00000.png", b"")
+    for folder in (tmp_path, tmp_path / "controls" / "random"):
+        storage.write_bytes(storage.temporary_of(folder / "synthetic") / "0000_a" / "00000.png", b"")
     with RunFolder(tmp_path).hold():
         assert set(files_of(tmp_path)) == {path.relative_to(tmp_path).as_posix() for path in kept} | {".work/lock"}
+        assert all(path.exists() for path in kept_outside)
+
+
+def test_controls_keep_no_empty_working_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path).hold() as folder:
+        done, half = (folder.control(name) for name in ("done", "half"))
+        done.commit("rank", KEYS, [put(done, "ranking.parquet")], 0, 0)
+        done.finish({})
+        half.commit("rank", KEYS, [put(half, "ranking.parquet")], 0, 0)
+    assert set(files_of(tmp_path / "controls" / "done")) == {"manifest.json", "ranking.parquet"}
+    assert not (done.path / ".work").exists() and (half.path / ".work" / "stages" / "rank.json").exists()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are hashed, and of the sealed ones that are read, from now on."""
+    read: list[str] = []
+    hashed, sealed = storage.sha256_file, storage.read_sealed
+
+    def note(real: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        return lambda path: (read.append(path.as_posix()), real(path))[1]
+
+    monkeypatch.setattr(storage, "sha256_file", note(hashed))
+    monkeypatch.setattr(storage, "read_sealed", note(sealed))
+    return read
+
+
+def test_while_it_is_held_every_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = finished(tmp_path), counted(monkeypatch)
+
+    def ask(folder: RunFolder) -> None:
+        for _ in range(3):
+            assert folder.standing("rank", KEYS) and folder.standing("recover", KEYS)
+            assert folder.control("random").standing("rank", KEYS)
+
+    with folder.hold():
+        ask(folder)
+        assert len(read) == len(set(read)) == 7  # five files and two manifests
+    read.clear()
+    ask(folder)  # not held: another process may have changed anything
+    assert len(read) > 7
+    read.clear()
+    with folder.hold():
+        ask(folder)
+        assert len(read) == 7  # nothing is carried from one hold into the next
+
+
+def test_what_changes_while_it_is_held_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read = finished(tmp_path), counted(monkeypatch)
+    with folder.hold():
+        assert folder.standing("rank", KEYS) and folder.standing("recover", KEYS)
+        path = tmp_path / "ranking.parquet"
+        path.write_bytes(b"Content")  # of the same size
+        os.utime(path, ns=(0, 0))
+        with pytest.warns(UserWarning, match=r"ranking\.parquet: expected"):
+            assert folder.standing("rank", KEYS) is None
+        with pytest.warns(UserWarning, match=r"ranking\.parquet: expected"):
+            assert folder.standing("rank", KEYS) is None  # a bad one stays bad
+        folder.reset("rank")
+        assert folder.standing("rank", KEYS) is None and not path.exists()
+        put(folder, "ranking.parquet", b"renewed")
+        os.utime(path, ns=(0, 0))  # the size and the time of what was hashed before
+        folder.commit("rank", KEYS, [path], 0, 0)
+        read.clear()
+        assert folder.standing("rank", KEYS) and folder.standing("recover", KEYS)
+        assert [name for name in read if not name.endswith(".json")] == [path.as_posix()]
+        folder.finish({"seed": 9})
+        manifest = folder.manifest()
+        assert manifest is not None and manifest["seed"] == 9 and manifest["complete"] is True
 
 
 class Killed(BaseException):

@@ -26,6 +26,7 @@ CARD = TeacherCard(
     size=8,
     mean=(0.5,),
     std=(0.25,),
+    flip=True,
     dataset="pets",
     accuracy=97.5,
     source="trained",
@@ -47,13 +48,13 @@ def pictures(count: int = 3) -> torch.Tensor:
 
 def test_teacher_is_frozen_and_in_evaluation_mode() -> None:
     made = teacher()
-    before = made.digest()
+    before = made.to_bytes()
     assert not any(module.training for module in made.model.modules())
     assert not any(parameter.requires_grad for parameter in made.model.parameters())
     images = pictures().requires_grad_()
     made.logits(images).square().sum().backward()
     assert images.grad is not None and float(images.grad.abs().sum()) > 0
-    assert made.digest() == before  # nor do the statistics move
+    assert made.to_bytes() == before  # nor do the statistics move
 
 
 def test_logits_are_the_head_of_the_features() -> None:
@@ -79,6 +80,47 @@ def test_saved_teacher_comes_back_bit_equal(arch: str, width: int | None, tmp_pa
 def test_digest_tells_weights_apart_and_is_the_files() -> None:
     assert teacher(0).digest() == teacher(0).digest()
     assert teacher(0).digest() != teacher(1).digest()
+
+
+def test_the_digest_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = teacher()
+    first = made.digest()
+    monkeypatch.setattr(Teacher, "to_bytes", lambda self: pytest.fail("asked again"))
+    assert made.digest() == first
+    monkeypatch.undo()
+    assert dataclasses.replace(made, card=CARD).digest() == pickle.loads(pickle.dumps(made)).digest() == first
+
+
+@pytest.mark.parametrize("change", [("0.25", "0.26"), ("97.5", "99.5"), ("true", "false"), ('"owl"', '"elk"'), ('"seal"', '"sea"')])
+def test_an_edited_card_is_noticed(change: tuple[str, str], tmp_path: Path) -> None:
+    path = teacher().save(tmp_path)
+    card = path.with_suffix(".json")
+    assert card.read_text().count(change[0]) == 1
+    card.write_text(card.read_text().replace(*change))
+    with pytest.raises(IntegrityError, match=r"teacher\.json is damaged"):
+        Teacher.load(path)
+
+
+WRONG = [("arch", 3), ("width", "8"), ("width", True), ("classes", "abcd"), ("classes", [1, 2]), ("channels", None), ("size", 8.0)]
+WRONG += [("mean", 0.5), ("mean", ["x"]), ("std", None), ("flip", 1), ("dataset", []), ("accuracy", "97"), ("config", [])]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_card_of_wrong_types_is_refused(name: str, value: Any) -> None:
+    record = {**dataclasses.asdict(CARD), "mean": [0.5], "std": [1], "width": None, "accuracy": 97}
+    assert TeacherCard.from_json(record).accuracy == 97
+    with pytest.raises(TeacherError, match=f"not a teacher's card: {name} is "):
+        TeacherCard.from_json({**record, name: value})
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{", ""])
+def test_a_card_that_is_no_object_is_refused(content: str, tmp_path: Path) -> None:
+    path = teacher().save(tmp_path)
+    path.with_suffix(".json").write_text(content)
+    with pytest.raises(IntegrityError):
+        Teacher.load(path)
+    with pytest.raises(TeacherError, match="not a teacher's card but list"):
+        TeacherCard.from_json([])  # type: ignore[arg-type]
 
 
 def test_teacher_travels_as_a_pickle_without_code_of_its_network() -> None:

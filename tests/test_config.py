@@ -38,7 +38,7 @@ def other_value(entry: FlatField) -> Any:
         others = [choice for choice in entry.choices if choice != entry.default and (choice,) != entry.default]
         return [others[-1]] if typing.get_origin(kind) is tuple else others[-1]
     if typing.get_origin(kind) is tuple:
-        return ["resnet18", "convnet3"]
+        return [5, 3] if int in typing.get_args(kind) else ["resnet18", "convnet3"]
     if kind is bool:
         return not entry.default
     if kind is str:

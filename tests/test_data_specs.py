@@ -42,7 +42,7 @@ def test_facts_that_others_rely_on():
     assert all(spec_of(name).flip for name in ALL if name != "digits")
     assert spec_of("cifar100").classes[0::33] == ("apple", "forest", "raccoon", "worm")
     assert dict(zip(spec_of("imagewoof").classes, spec_of("imagewoof").words, strict=True))["n02093754"] == "Border terrier"
-    assert spec_of("imagenet-1k").defaults == {"teacher_weights": "IMAGENET1K_V1"}
+    assert spec_of("imagenet-1k").defaults == {"teacher_weights": "IMAGENET1K_V1", "evaluate_full": False}
 
 
 def test_a_folder_of_ones_own():

@@ -21,7 +21,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"artifacts"},
     {"stages", "methods"},
     {"analysis"},
-    {"plots", "progress"},
+    {"plots", "progress", "results"},
     {"pipeline"},
     {"batch"},
     {"cli"},

@@ -57,12 +57,18 @@ def test_every_combination_is_valid(dataset, method, preset):
         ({"ipc": 5, "sub_batches": 6}, "sub_batches is 6 with ipc 5"),
         ({"ipc": 5, "iterations": 100, "sub_batches": 5, "round_iterations": 25}, "lower round_iterations to at most 24"),
         ({"method": "random", "iterations": 10}, "method random means 0"),
+        ({"method": "cda", "sub_batches": 4}, "method cda means 1"),
+        ({"evaluate_students": ""}, "students is empty"),
+        ({"evaluate_labels": []}, "labels is empty"),
+        ({"seed": 10**20}, "seed is 1"),
+        ({"dataset": 5}, "dataset is 5"),
+        ({"method": ["delt"]}, "unknown method"),
         ({"ipc": "five"}, "ipc is 'five'"),
     ],
 )
 def test_refusals(given, message):
     with pytest.raises(ConfigError, match=message):
-        configure("digits", **given)
+        configure(**{"dataset": "digits", **given})
 
 
 def test_unknown_data_set():
@@ -78,6 +84,34 @@ def test_changed_derives_the_schedule_anew():
     assert changed(config, {"teacher_epochs": 3}).recover == config.recover
 
 
+def test_numbers_that_somebody_chose_stay():
+    cda = configure("digits", method="cda", ipc=5, iterations=100)
+    assert changed(cda, {"iterations": 40}).recover.sub_batches == 1  # the method's choice
+    two = configure("digits", ipc=6, iterations=100, sub_batches=2)
+    assert (changed(two, {"ipc": 8}).recover.sub_batches, changed(two, {"iterations": 60}).recover.round_iterations) == (2, 30)
+    uneven = configure("digits", ipc=6, iterations=100, round_iterations=20, sub_batches=2)
+    assert changed(uneven, {"ipc": 8}).recover.round_iterations == 20
+    assert changed(uneven, {"round_iterations": 50}).recover.sub_batches == 2
+
+
+@pytest.mark.parametrize(
+    "given", [{"method": "random"}, {"preset": "demo"}, {"fidelity": "strict"}, {"dataset": "cifar10"}, {"method": "bogus"}]
+)
+def test_what_the_rest_starts_from_cannot_be_changed_afterwards(given):
+    config = configure("digits", preset="smoke")
+    (name, value), *_ = given.items()
+    with pytest.raises(ConfigError, match=f"made for {name} .*, not {value}: start anew"):
+        changed(config, given)
+    assert changed(config, {name: getattr(config, name)}) == config
+
+
+def test_every_documented_value_can_be_said():
+    assert configure("imagenet-1k").teacher.weights == "IMAGENET1K_V1"
+    assert configure("imagenet-1k", teacher_weights="train").teacher.weights == "train"
+    assert configure("digits", preset="smoke", rank_images=0).rank.images == 0
+    assert configure("digits", preset="demo", teacher_arch="mobilenet_v2").teacher.width is None  # 32 was chosen for convnet3
+
+
 def test_controls_differ_from_the_run_only_where_they_must():
     config = configure("digits", ipc=5, preset="demo")
     single = control_of(config, "one_sub_batch")
@@ -85,11 +119,13 @@ def test_controls_differ_from_the_run_only_where_they_must():
     start = control_of(config, "start")
     assert start.recover.iterations == 0 and start.rank == config.rank
     random = control_of(config, "random")
-    assert (random.method, random.rank.keep, random.rank.images, random.recover.iterations) == ("random", "random", None, 0)
+    assert (random.method, random.rank.keep, random.rank.images, random.recover.iterations) == ("random", "random", 0, 0)
     assert {single.seed, start.seed, random.seed} == {config.seed}
 
 
 def test_a_run_that_is_its_own_control_has_none():
     assert control_of(configure("digits", method="random"), "random") is None
     assert control_of(configure("digits", ipc=5, sub_batches=1), "one_sub_batch") is None
+    assert control_of(configure("digits", ipc=5, method="random"), "one_sub_batch") is None
+    assert control_of(configure("digits", ipc=5, iterations=0), "start") is None
     assert set(CONTROLS) == {"random", "start", "one_sub_batch"}

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import delt
+from delt.artifacts.teacher import Teacher
 from delt.errors import DataError, DeltError, IntegrityError, RunError, TeacherError
 from delt.pipeline import STAGES
 from delt.storage import sha256_file
@@ -71,21 +72,6 @@ def test_manifest(smoke_run):
     on_disk = {str(path.relative_to(smoke_run.path)) for path in smoke_run.path.rglob("*") if path.is_file()}
     own = {name for name in on_disk if not name.startswith("controls/")} - {"manifest.json"}
     assert set(manifest["files"]) == own
-
-
-def test_what_is_loaded(smoke_run):
-    synthetic, scores = smoke_run.synthetic, smoke_run.scores
-    assert synthetic.images.shape == (50, 1, 8, 8) and len(synthetic.classes) == 10
-    assert {(row.set, row.labels) for row in scores} == {
-        (s, k) for s in ("delt", "random", "start", "one_sub_batch") for k in ("soft", "hard")
-    }
-    assert {row.seed for row in scores} == {0, 1}
-    assert all(row.best >= row.last for row in scores)
-    assert set(smoke_run.diversity) == {"delt", "random", "start", "one_sub_batch", "real"}
-    assert smoke_run.config.recover.flip is False  # digits have no mirror images
-    assert len(smoke_run.ranking) == 500
-    assert smoke_run.snapshots.images.shape[1:] == (50, 1, 8, 8)
-    assert "one_sub_batch" in smoke_run.table() and "60.0" not in smoke_run.describe().splitlines()[0]
 
 
 def test_scores_have_no_timings(smoke_run):
@@ -169,18 +155,81 @@ def test_a_damaged_image_is_noticed_and_made_again(finished, smoke_run):
     assert content(finished) == before and delt.verify(finished) == []
 
 
-def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(RunError, match="no run at"):
-        delt.load(tmp_path)
+def test_begun_work_of_other_settings_is_no_obstacle(tmp_path):
+    """What an error message advises must work on the same folder."""
+    with pytest.raises(TeacherError, match="lower teacher_min_accuracy"):
+        delt.run(tiny(teacher_min_accuracy=99.9), tmp_path / "run", listener=quiet)
+    events = []
+    delt.run(tiny(teacher_min_accuracy=0.0), tmp_path / "run", until="squeeze", listener=events.append)
+    assert "squeeze" not in stages_of(events)  # the teacher was kept, however weak
+    with pytest.raises(DataError, match="fewer than 200"):
+        delt.run(tiny(ipc=200), tmp_path / "run", listener=quiet)
+    delt.run(tiny(), tmp_path / "run", listener=quiet)
+    assert delt.verify(tmp_path / "run") == []
+
+
+def test_a_stop_while_students_are_added_spoils_nothing(finished, smoke_run):
+    config = replace(smoke_run.config, evaluate=replace(smoke_run.config.evaluate, recipe="paper:delt", labels=("soft",), seeds=1))
+
+    def listener(event):
+        if event.get("done"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        delt.run(config, finished, listener=listener)
+    assert [line for line in delt.verify(finished) if "config" in line or "scores" in line] == []
+
+
+def test_a_stop_between_the_scores_and_their_record_forgets_none(finished, smoke_run, monkeypatch):
+    from delt.artifacts.folder import RunFolder
+
+    config = replace(smoke_run.config, evaluate=replace(smoke_run.config.evaluate, recipe="paper:delt", labels=("soft",), seeds=1))
+    commit = RunFolder.commit
+
+    def stopped(self, stage, *rest, **more):
+        if stage == "evaluate":
+            raise KeyboardInterrupt
+        commit(self, stage, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "commit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            delt.run(config, finished, listener=quiet)
+    with pytest.warns(UserWarning, match="done again"):
+        done = delt.run(config, finished, listener=quiet)
+    assert set(smoke_run.scores.rows) < set(done.scores.rows) and delt.verify(finished) == []
+
+
+def test_another_control_keeps_the_diversity_of_the_earlier_ones(tmp_path):
+    delt.run(tiny(evaluate_controls="random"), tmp_path / "run", listener=quiet)
+    done = delt.run(tiny(evaluate_controls="start"), tmp_path / "run", listener=quiet)
+    assert set(done.diversity) == {"delt", "random", "start", "real"}
+
+
+def test_an_unwritable_cache_loses_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="cache"):
+        done = delt.run(tiny(), tmp_path / "run", listener=quiet)
+    assert delt.verify(done.path) == []
+
+
+def test_the_five_stages_by_hand():
+    """The sentence of the package, without a folder."""
+    config = tiny()
+    real = delt.open_set("digits", config.data, torch.device("cpu"))
+    teacher = delt.squeeze(real, config.teacher)
+    patches = delt.rank(teacher, real, config.rank, config.ipc)
+    synthetic = delt.recover(teacher, patches, config.recover)
+    labels = delt.relabel(teacher, synthetic, config.relabel)
+    scores = delt.evaluate(synthetic, labels, real.test, config.evaluate)
+    assert [row.set for row in scores] == ["delt"] and len(synthetic) == 20
 
 
 def test_stage_by_stage(tmp_path):
     for stage in STAGES[:-1]:
         done = delt.run(tiny(), tmp_path / "run", until=stage, listener=quiet)
         assert not done.manifest
-    assert "not finished" in done.describe()
-    with pytest.raises(IntegrityError, match="holds no scores.json yet"):
-        _ = done.scores
     delt.run(tiny(), tmp_path / "run", listener=quiet)
     assert delt.verify(tmp_path / "run") == []
     with pytest.raises(DeltError, match="unknown stage 'recovr'"):
@@ -207,11 +256,9 @@ def test_bad_input_is_refused_before_the_synthesis(tmp_path, given, error, messa
 
 
 def test_a_teacher_for_other_classes_is_refused(smoke_run, tmp_path):
-    own = tmp_path / "teacher.safetensors"
-    for suffix in (".safetensors", ".json"):
-        shutil.copy(smoke_run.path / "teachers" / f"teacher{suffix}", own.with_suffix(suffix))
-    card = own.with_suffix(".json")
-    card.write_text(card.read_text().replace('"3"', '"x"').replace('"4"', '"3"').replace('"x"', '"4"'))
+    teacher = smoke_run.teacher
+    card = replace(teacher.card, classes=(*"012435", *teacher.card.classes[6:]))
+    own = Teacher(teacher.model, card).save(tmp_path)
     with pytest.raises(TeacherError, match="class 3 is '3' in the data set and '4' in the teacher, class 4"):
         delt.run(tiny(teacher_weights=str(own)), tmp_path / "run", listener=quiet)
 

@@ -37,10 +37,10 @@ def a_ranking(keep: str = "medium") -> Ranking:
 
 
 VALUES = {
-    name: {"mean": 0.9 - 0.1 * k, **{cls: 0.9 - 0.1 * k + 0.01 * c for c, cls in enumerate(NAMES)}}
+    name: {"mean": 0.9 - 0.1 * k, **{f"class/{cls}": 0.9 - 0.1 * k + 0.01 * c for c, cls in enumerate(NAMES)}}
     for k, name in enumerate(("delt", "random", "real"))
 }
-MANY = {"delt": {"mean": 0.8, **{f"c{k}": 0.7 + k / 500 for k in range(100)}}, "random": {}}
+MANY = {"delt": {"mean": 0.8, **{f"class/c{k}": 0.7 + k / 500 for k in range(100)}}, "random": {}}
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
@@ -75,10 +75,16 @@ def test_diversity_shows_each_class_and_the_mean() -> None:
     figure = plots.diversity(VALUES)
     (ax,) = figure.axes
     heights = [np.asarray(dots.get_offsets())[:, 1] for dots in ax.collections]
-    assert heights[0] == pytest.approx([VALUES["delt"][name] for name in NAMES])
+    assert heights[0] == pytest.approx([VALUES["delt"][f"class/{name}"] for name in NAMES])
     assert [line.get_linestyle() for line in ax.lines] == ["-", "--", "-"]
     assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "DELT: mean 0.900"
     assert [label.get_text() for label in ax.get_xticklabels()] == list(NAMES)
+
+
+def test_a_class_called_mean_is_a_class() -> None:
+    (ax,) = plots.diversity({"delt": {"mean": 0.5, "class/mean": 0.4, "class/other": 0.6}}).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["mean", "other"]
+    assert np.asarray(ax.collections[0].get_offsets())[:, 1].tolist() == [0.4, 0.6] and ax.lines[0].get_ydata()[0] == 0.5
 
 
 def test_diversity_draws_sets_in_their_usual_order() -> None:

@@ -22,6 +22,7 @@ from delt.runtime import (
     laid_out,
     machine,
     peak_memory,
+    reset_peak,
     resolve,
     seed_of,
     seeded,
@@ -144,6 +145,28 @@ def test_facts_of_the_machine():
     facts = machine(RuntimeConfig(device="cpu"))
     assert facts["torch"] == torch.__version__ and facts["device"] == "cpu" and facts["cores"] == cores()
     assert 50e6 < peak_memory(RuntimeConfig(device="cpu")) < 1e12  # torch alone takes more than 50 MB
+
+
+def test_the_peak_of_a_gpu_is_reset_and_that_of_a_cpu_is_left(monkeypatch: pytest.MonkeyPatch):
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    reset_peak(RuntimeConfig(device="cpu"))
+    assert calls == []
+    reset_peak(RuntimeConfig(device="cuda:1"))
+    assert calls == ["init", torch.device("cuda:1")]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_peak_of_a_stage_is_not_that_of_an_earlier_one():
+    runtime = RuntimeConfig(device="cuda")
+    reset_peak(runtime)
+    large = torch.zeros(64 * 2**20, dtype=torch.uint8, device="cuda")
+    assert peak_memory(runtime) >= 64 * 2**20
+    del large
+    reset_peak(runtime)
+    assert peak_memory(runtime) < 64 * 2**20
 
 
 # ---------------------------------------------------------------- workers

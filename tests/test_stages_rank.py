@@ -41,7 +41,7 @@ def teacher() -> Teacher:
     model = build("convnet3", len(CLASSES), 3, SIZE, 8, 1)
     with torch.no_grad():
         model.train()(torch.randn(64, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
-    return Teacher(model, TeacherCard("convnet3", 8, CLASSES, 3, SIZE, MEAN, STD, "toy", 50.0, "trained", "", {}))
+    return Teacher(model, TeacherCard("convnet3", 8, CLASSES, 3, SIZE, MEAN, STD, True, "toy", 50.0, "trained", "", {}))
 
 
 def job(seed: int = 0) -> Job:
@@ -143,7 +143,7 @@ def test_random_keeps_distinct_images_without_asking_the_teacher(teacher: Teache
 
 
 def test_candidates_are_limited_but_never_too_few(teacher: Teacher, real: RealSet):
-    for images, expected in [(5, 5), (1, 3), (EACH, EACH), (300, EACH), (None, EACH)]:
+    for images, expected in [(5, 5), (1, 3), (EACH, EACH), (300, EACH), (0, EACH)]:
         ranking = ranked(teacher, real, 3, keep="medium", images=images)
         assert ranking.class_index.bincount().tolist() == [expected] * len(CLASSES)
         assert ranking.image.unique().numel() == len(ranking)
@@ -209,6 +209,44 @@ def test_the_best_crop_stands_for_its_image(factor: int, teacher: Teacher, real:
             assert ranking.score[row].item() == pytest.approx(max(scores), abs=1e-5)
             found = [int(column[row]) for column in (ranking.top, ranking.left, ranking.height, ranking.width)]
             assert found == own[scores.index(max(scores))]
+
+
+class Counting(TensorImages):
+    """Counts how often each image is fetched."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        super().__init__(pixels, labels)
+        self.fetched = torch.zeros(len(labels), dtype=torch.long)
+        self.most = 0
+
+    def fetch(self, index: Tensor) -> Tensor:
+        self.fetched += index.bincount(minlength=len(self.labels))
+        self.most = max(self.most, len(index))
+        return super().fetch(index)
+
+
+@pytest.mark.parametrize("batch", [4, 256])
+def test_every_image_is_decoded_once_however_many_crops(batch: int, teacher: Teacher, real: RealSet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("delt.stages.rank.BATCH", batch)
+    images = Counting(real.train.fetch(torch.arange(len(real.train))), real.train.labels)
+    ranking = ranking_of(rank(teacher, replace(real, train=images), RankConfig(crops=5), 1, job()))
+    kept = ranking.image[ranking.place >= 0]
+    images.fetched[kept] -= 1  # to cut the starting images
+    assert images.fetched.tolist() == [1] * len(images) and images.most <= batch
+
+
+@pytest.mark.parametrize("crops", [0, 1, 3])
+def test_the_batches_do_not_matter(crops: int, teacher: Teacher, real: RealSet, monkeypatch: pytest.MonkeyPatch):
+    whole = ranked(teacher, real, 4, crops=crops)
+    monkeypatch.setattr("delt.stages.rank.BATCH", 4)  # the last batches of a class of eleven are short
+    split = ranked(teacher, real, 4, crops=crops)
+    torch.testing.assert_close(split.score, whole.score, atol=1e-6, rtol=0)
+    for name in ("class_index", "image", "top", "left", "height", "width", "place"):
+        assert torch.equal(getattr(split, name), getattr(whole, name)), name
+
+
+def test_ten_images_per_class_where_nothing_is_said(teacher: Teacher, real: RealSet):
+    assert len(rank(teacher, real, RankConfig(), job=job()).sources) == 10 * len(CLASSES)
 
 
 def flat_set() -> RealSet:

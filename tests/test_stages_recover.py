@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
 from delt.artifacts.ranking import Patches
+from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RecoverConfig, RuntimeConfig
 from delt.data.images import denormalise, normalise
@@ -26,7 +27,7 @@ from delt.models import zoo
 from delt.runtime import Job, Pool, resolve
 from delt.schedule import plan
 from delt.stages import recover as module
-from delt.stages.recover import PackTask, Recovered, State, Step, jpeg75, kept_pixels, record_iterations, recover
+from delt.stages.recover import PackTask, State, Step, jpeg75, kept_pixels, record_iterations, recover
 
 CLASSES, SIZE = 3, 8
 
@@ -49,7 +50,7 @@ def make_teacher(channels: int = 3, std: float = 0.25, classes: int = CLASSES) -
             layer.running_var = torch.rand(layer.num_features, generator=draws) + 0.5
     mean = (0.5, 0.4375, 0.375)[:channels]
     names = tuple(f"class {c}" for c in range(classes))
-    return Teacher(model, TeacherCard("convnet3", 4, names, channels, SIZE, mean, (std,) * channels, "toy", 99.0, "trained", "", {}))
+    return Teacher(model, TeacherCard("convnet3", 4, names, channels, SIZE, mean, (std,) * channels, True, "toy", 99.0, "trained", "", {}))
 
 
 def make_patches(ipc: int, channels: int = 3, classes: int = CLASSES) -> Patches:
@@ -69,17 +70,18 @@ def config(**changes: Any) -> RecoverConfig:
 
 def task_of(teacher: Teacher, groups: list[Group], settings: RecoverConfig, ipc: int, seed: int = 0) -> PackTask:
     patches = make_patches(ipc, teacher.card.channels, len(teacher.card.classes))
-    return PackTask(teacher, groups, patches.of(module.interleaved(groups)), settings, CLASSES, 2, job(seed))
+    iterations = groups[0].schedule.iterations
+    rows = patches.of(module.interleaved(groups))
+    return PackTask(teacher, groups, rows, settings, frozenset(range(CLASSES)), (0,), iterations, job(seed))
 
 
-def same(a: Recovered, b: Recovered) -> bool:
-    """Whether two results agree in every bit."""
-    one, other = a.synthetic, b.synthetic
-    tensors = all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "sub_batch", "iterations"))
-    if (a.snapshots is None) != (b.snapshots is None):
-        return False
-    shots = a.snapshots is None or b.snapshots is None or torch.equal(a.snapshots.images, b.snapshots.images)
-    return tensors and shots and a.readings == b.readings
+def same(a: SyntheticSet, b: SyntheticSet) -> bool:
+    """Equal to the last bit, history included."""
+    tensors = all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "labels", "sub_batch", "iterations"))
+    if a.snapshots is None or b.snapshots is None:
+        return tensors and a.source == b.source and a.snapshots is b.snapshots
+    shots = torch.equal(a.snapshots.images, b.snapshots.images) and a.snapshots.readings == b.snapshots.readings
+    return tensors and shots and a.source == b.source
 
 
 # ------------------------------------------------------------------------------------------ the slow reference
@@ -196,8 +198,8 @@ def test_the_whole_run_is_the_slow_references(name: str, channels: int, monkeypa
         assert (expected - start).abs().max() > 0.02
         assert (floats - expected).abs().max() < 1e-5
         updates = [group.schedule.updates[k] for k in group.schedule.sub_batch_of]
-        assert made.synthetic.iterations[rows].tolist() == updates
-        kept = made.synthetic.images[rows].int()
+        assert made.iterations[rows].tolist() == updates
+        kept = made.images[rows].int()
         if settings.save == "png":
             assert (kept - denormalise(expected, teacher.card.mean, teacher.card.std).int()).abs().max() <= 1
         else:
@@ -214,12 +216,12 @@ def test_packed_groups_come_out_as_one_by_one(changes: dict[str, Any], monkeypat
     assert [len(images) for images in caught] == [4, 4, 4, 12]
     for g in range(3):  # image i of group g at i * 3 + g
         assert (caught[3][g::3] - caught[g]).abs().max() < 1e-9
-    assert (alone.synthetic.images.int() - together.synthetic.images.int()).abs().max() <= 1
+    assert (alone.images.int() - together.images.int()).abs().max() <= 1
     assert alone.snapshots is not None and together.snapshots is not None
     for label in range(CLASSES):
         assert (alone.snapshots.of_class(label).int() - together.snapshots.of_class(label).int()).abs().max() <= 1
     key = lambda reading: (reading["group"], reading["iteration"])  # noqa: E731
-    assert [key(r) for r in sorted(alone.readings, key=key)] == [key(r) for r in sorted(together.readings, key=key)]
+    assert [key(r) for r in sorted(alone.snapshots.readings, key=key)] == [key(r) for r in sorted(together.snapshots.readings, key=key)]
 
 
 def test_draws_follow_the_settings_and_differ_from_group_to_group_and_step_to_step() -> None:
@@ -328,8 +330,8 @@ def test_equal_seeds_give_equal_bytes_and_another_seed_does_not() -> None:
     one, two = (recover(teacher, make_patches(4), config(), job(seed=5)) for _ in range(2))
     assert same(one, two)
     other = recover(teacher, make_patches(4), config(), job(seed=6))
-    assert not torch.equal(one.synthetic.images, other.synthetic.images)
-    assert (one.synthetic.seed, other.synthetic.seed) == (5, 6)
+    assert not torch.equal(one.images, other.images)
+    assert (one.seed, other.seed) == (5, 6)
 
 
 def test_the_global_random_state_has_no_say() -> None:
@@ -349,7 +351,7 @@ def test_a_group_comes_out_the_same_in_a_larger_run() -> None:
     whole = recover(teacher, make_patches(4), settings, job())
     group = make_groups(CLASSES, plan(9, 4, None, 3), group_size=4)[1]
     alone = module.recover_pack(task_of(teacher, [group], settings, 4), lambda event: None)
-    assert torch.equal(alone.images, whole.synthetic.images[4:8])
+    assert torch.equal(alone.images, whole.images[4:8])
 
 
 def test_worker_processes_give_the_same_bytes(tmp_path: Path) -> None:
@@ -382,7 +384,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 9, 13, 26])
-@pytest.mark.parametrize("changes", [{}, {"clock": "own", "adam_steps": "shared", "record_classes": 0}])
+@pytest.mark.parametrize("changes", [{}, {"clock": "own", "adam_steps": "shared", "record_classes": ("none",)}])
 def test_a_stopped_run_goes_on_and_ends_byte_identical(steps: int, changes: dict[str, Any], tmp_path: Path) -> None:
     settings, teacher = config(group_size=4, **changes), make_teacher()
     undisturbed = recover(teacher, make_patches(4), settings, job())
@@ -468,19 +470,19 @@ def test_no_iterations_return_the_starting_patches() -> None:
     patches = make_patches(4)
     assert patches.images is not None
     made = recover(make_teacher(), patches, config(iterations=0, sub_batches=None, save="jpeg75"), job())
-    assert torch.equal(made.synthetic.images, patches.images) and made.synthetic.iterations.tolist() == [0] * 12
-    assert made.synthetic.source == patches.sources and made.synthetic.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert made.snapshots is None and made.readings == []
+    assert torch.equal(made.images, patches.images) and made.iterations.tolist() == [0] * 12
+    assert made.source == patches.sources and made.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert made.snapshots is None
 
 
 def test_no_iterations_of_noise_return_the_start_that_a_run_has() -> None:
     teacher, noise = make_teacher(), Patches(2, None, ["noise"] * 6)
-    start = recover(teacher, noise, config(iterations=0, sub_batches=None), job(seed=4)).synthetic
+    start = recover(teacher, noise, config(iterations=0, sub_batches=None), job(seed=4))
     run = recover(teacher, noise, config(sub_batches=2), job(seed=4)).snapshots
     assert run is not None and start.images.shape == (6, 3, SIZE, SIZE)
     for label in range(CLASSES):
         assert torch.equal(run.of_class(label)[0], start.images[start.labels == label])
-    other = recover(teacher, noise, config(iterations=0, sub_batches=None), job(seed=5)).synthetic
+    other = recover(teacher, noise, config(iterations=0, sub_batches=None), job(seed=5))
     assert not torch.equal(start.images, other.images)
 
 
@@ -497,8 +499,8 @@ def test_a_schedule_that_does_not_fit_is_refused_before_any_work() -> None:
 def test_snapshots_go_from_the_start_to_the_final_set() -> None:
     patches = make_patches(4)
     assert patches.images is not None
-    made = recover(make_teacher(), patches, config(record_classes=2, record_count=4, group_size=8), job())
-    shots, final = made.snapshots, made.synthetic
+    made = recover(make_teacher(), patches, config(record_classes=("class 0", "class 1"), record_count=4, group_size=8), job())
+    shots, final = made.snapshots, made
     assert shots is not None and shots.images.shape == (4, 8, 3, SIZE, SIZE)
     assert sorted(shots.labels.tolist()) == [0] * 4 + [1] * 4
     assert torch.equal(shots.iterations, torch.tensor([0, 3, 6, 9])[:, None].expand(4, 8))
@@ -509,8 +511,8 @@ def test_snapshots_go_from_the_start_to_the_final_set() -> None:
         for s, t in enumerate((0, 3, 6)):  # joins at 0, 3, 6: until then as at the start
             for place, k in enumerate(plan(9, 4, None, 3).sub_batch_of):
                 assert torch.equal(seen[s, place], patches.images[rows][place]) == (t <= 3 * k)
-    assert {reading["iteration"] for reading in made.readings} == {0, 3, 6}
-    assert [len(reading["cross_entropy"]) for reading in made.readings if reading["group"] == "0.0-1.3"] == [1, 2, 3]
+    assert {reading["iteration"] for reading in made.snapshots.readings} == {0, 3, 6}
+    assert [len(reading["cross_entropy"]) for reading in made.snapshots.readings if reading["group"] == "0.0-1.3"] == [1, 2, 3]
 
 
 def test_readings_are_the_losses_of_the_reference() -> None:
@@ -518,7 +520,7 @@ def test_readings_are_the_losses_of_the_reference() -> None:
     patches = make_patches(4)
     assert patches.images is not None
     settings = config(min_crop=1.0, flip=False, jitter=0)
-    reading = recover(teacher, patches, settings, job()).readings[0]
+    reading = recover(teacher, patches, settings, job()).snapshots.readings[0]
     rows = [0, 1, 4, 5, 8, 9]  # sub-batch 0 of each class: 2 of 4 images
     inputs: dict[nn.Module, Tensor] = {}
     handles = [
@@ -534,23 +536,34 @@ def test_readings_are_the_losses_of_the_reference() -> None:
 
 @pytest.mark.parametrize(("iterations", "count"), [(1, 2), (9, 2), (9, 10), (4000, 40), (7, 5)])
 def test_recorded_iterations_are_distinct_and_start_at_the_start(iterations: int, count: int) -> None:
-    marks = record_iterations(iterations, count)
-    assert len(marks) == count - 1 == len(set(marks)) and marks[0] == 0 and marks[-1] < iterations and marks == sorted(marks)
+    marks = record_iterations(RecoverConfig(record_count=count), iterations, iterations)
+    assert len(marks) == count - 1 == len(set(marks)) and marks[0] == 0 and marks[-1] < iterations and list(marks) == sorted(marks)
+
+
+def test_chosen_iterations_and_classes_are_recorded() -> None:
+    made = recover(make_teacher(), make_patches(4), config(record_classes=("class 2",), record_iterations=(5, 2)), job())
+    assert made.snapshots is not None and set(made.snapshots.labels.tolist()) == {2}
+    assert made.snapshots.iterations[:, 0].tolist() == [2, 5, 9]
+    assert [reading["iteration"] for reading in made.snapshots.readings] == [2, 5]
+    with pytest.raises(ConfigError, match="recover_record_iterations has 9; allowed are 0 to 8"):
+        recover(make_teacher(), make_patches(4), config(record_iterations=(9,)), job())
+    with pytest.raises(ConfigError, match="unknown class to record 'clas 1': did you mean 'class 1'"):
+        recover(make_teacher(), make_patches(4), config(record_classes=("clas 1",)), job())
 
 
 def test_nothing_is_recorded_where_nothing_is_asked_for() -> None:
-    made = recover(make_teacher(), make_patches(4), config(record_classes=0), job())
-    assert made.snapshots is None and made.readings
+    made = recover(make_teacher(), make_patches(4), config(record_classes=("none",)), job())
+    assert made.snapshots is not None and not len(made.snapshots.labels) and made.snapshots.readings
 
 
 def test_the_number_of_recorded_classes_fits_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = make_teacher()
-    assert module.recorded_classes(RecoverConfig(), teacher, 10) == 10
-    assert module.recorded_classes(RecoverConfig(record_classes=3), teacher, 10**9) == 3
+    assert module.recorded_classes(RecoverConfig(), teacher, 10) == frozenset(range(10))
+    assert module.recorded_classes(RecoverConfig(record_classes=("class 1",)), teacher, 10**9) == {1}
     one = 10 * 3 * SIZE * SIZE
     monkeypatch.setattr(module, "RECORD_BYTES", 4 * one)
-    assert module.recorded_classes(RecoverConfig(), teacher, 10) == 4
-    assert module.recorded_classes(RecoverConfig(), teacher, 100) == 1
+    assert module.recorded_classes(RecoverConfig(), teacher, 10) == frozenset(range(4))
+    assert module.recorded_classes(RecoverConfig(), teacher, 100) == {0}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -573,6 +586,6 @@ def test_jpeg75_is_pillows_round_trip_of_truncated_pixels(channels: int) -> None
 @pytest.mark.parametrize("runtime", [{"precision": "bf16"}, {"memory_format": "channels_last"}])
 def test_other_arithmetic_runs_and_lands_near(runtime: dict[str, Any]) -> None:
     teacher, settings = make_teacher(), config(iterations=3)
-    plain = recover(teacher, make_patches(4), settings, job()).synthetic.images.double()
-    made = recover(teacher, make_patches(4), settings, Job(0, RuntimeConfig(device="cpu", **runtime))).synthetic.images.double()
+    plain = recover(teacher, make_patches(4), settings, job()).images.double()
+    made = recover(teacher, make_patches(4), settings, Job(0, RuntimeConfig(device="cpu", **runtime))).images.double()
     assert (made - plain).abs().mean() < (3 if "precision" in runtime else 0.5)

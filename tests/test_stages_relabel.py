@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def teacher() -> Teacher:
     model = build("convnet3", 10, 1, 8, 4, 1)
     with torch.no_grad():  # statistics that are not those of a fresh network: train mode would give other labels
         model.train()(3 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)) + 1)
-    return Teacher(model, TeacherCard("convnet3", 4, CLASSES, 1, 8, (0.5,), (0.3,), "toy", 50.0, "trained", "", {}))
+    return Teacher(model, TeacherCard("convnet3", 4, CLASSES, 1, 8, (0.5,), (0.3,), True, "toy", 50.0, "trained", "", {}))
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,13 @@ def synthetic() -> SyntheticSet:
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("recipe", ["common", "paper:delt"])
 def test_stored_labels_replay_the_online_ones(recipe: str, flip: bool, teacher: Teacher, synthetic: SyntheticSet):
-    stored = relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB, recipe, flip)
-    online = relabel(teacher, synthetic, RelabelConfig("online"), JOB, recipe, flip)
+    teacher = Teacher(teacher.model, replace(teacher.card, flip=flip))
+    stored = relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB, recipe)
+    online = relabel(teacher, synthetic, RelabelConfig("online"), JOB, recipe)
     assert stored.logits is not None and stored.logits.shape == (EPOCHS, 30, 10) and stored.logits.dtype == torch.float16
     assert (stored.seed, stored.recipe, stored.batch) == (7, recipe, recipe_of(recipe).batch(10, IPC))
     assert online.logits is None and online.recipe == recipe
-    views = label_views(recipe_of(recipe), teacher, flip, stored.batch, 7, EPOCHS)
+    views = label_views(recipe_of(recipe), teacher, stored.batch, 7, EPOCHS)
     for epoch in range(2 * EPOCHS):  # the passes repeat
         start = 0
         for batch in views.epoch(TensorImages(synthetic.images, synthetic.labels), epoch):

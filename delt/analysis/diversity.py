@@ -22,6 +22,7 @@ from delt.models import zoo
 from delt.runtime import seed_of, stream
 
 BATCH = 256  # images in one forward pass
+CLASS = "class/"  # before the name of a class, which may be any word, "mean" too
 
 
 class Extractor(Protocol):
@@ -41,13 +42,13 @@ def diversity(
     std: tuple[float, ...],
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[str, float]]:
-    """Yield ("mean", value over classes) and then (class name, intra-class cosine similarity).
+    """Yield ("mean", value over classes) and then ("class/NAME", intra-class cosine similarity).
 
     A class with fewer than two images has no value and is left out, of the mean too; without any such class nothing
     is yielded.
 
     Args:
-        images: uint8 [N,C,H,W].
+        images: uint8 [N,C,H,W], on any device; moved to `device` a batch at a time.
         labels: int64 [N], positions in `classes`.
         extractor: on `device`; the teacher or another (`extractor_of`).
         mean, std: per channel, of the teacher's card.
@@ -58,7 +59,7 @@ def diversity(
     """
     vectors = features_of(images, extractor, mean, std, device)
     cosines = intra_class_cosine(vectors, labels.cpu(), len(classes))
-    values = {name: value for name, value in zip(classes, cosines.tolist(), strict=True) if value == value}
+    values = {f"{CLASS}{name}": value for name, value in zip(classes, cosines.tolist(), strict=True) if value == value}
     if values:
         yield "mean", sum(values.values()) / len(values)
     yield from values.items()

@@ -13,6 +13,7 @@ HEADS = {
     "set": "set",
     "recipe": "recipe",
     "student": "student",
+    "epochs": "epochs",
     "soft": "top-1 soft labels",
     "hard": "top-1 hard labels",
     "best": "best epoch*",
@@ -32,21 +33,22 @@ def schedule_of(config: RunConfig) -> Schedule:
 def rows(
     scores: Scores, diversity: Mapping[str, Mapping[str, float]], configs: Mapping[str, RunConfig], classes: int
 ) -> list[dict[str, Any]]:
-    """One dict per set, recipe and student architecture.
+    """One dict per set, recipe, student architecture and length of training.
 
     Args:
         diversity: set -> {"mean": intra-class cosine similarity, ..}.
         configs: set -> configuration, of the run and its controls.
 
-    Values: `soft` and `hard` are (mean, std) of the last epoch's top-1 in %, `best` the mean over soft students of their
-    best epoch, `work` image-iterations of the synthesis, `saved` the share that EarlyLate leaves out.
+    Values: `soft` and `hard` are (mean, std) of the last epoch's top-1 in %, without a std where one student was trained;
+    `n` is {label kind: students}; `best` the mean over soft students of their best epoch, `work` image-iterations of the
+    synthesis, `saved` the share that EarlyLate leaves out.
     """
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     for line in scores.summary():
-        row = found.setdefault(
-            (line.set, line.recipe, line.arch), {"set": line.set, "recipe": line.recipe, "student": line.arch, "n": line.n}
-        )
-        row[line.labels] = (line.mean, line.std)
+        names = {"set": line.set, "recipe": line.recipe, "student": line.arch, "epochs": line.epochs}
+        row = found.setdefault((line.set, line.recipe, line.arch, line.epochs), {**names, "n": {}})
+        row[line.labels] = (line.mean, line.std if line.n > 1 else None)
+        row["n"][line.labels] = line.n
         if line.labels == "soft":
             row["best"] = line.best_mean
     for row in found.values():
@@ -65,7 +67,8 @@ def text(lines: Iterable[Mapping[str, Any]]) -> str:
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADS))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     rule = "-" * max(map(len, body))
-    note = "top-1: % on real test images after the last epoch, mean ± std over n students; cosine: intra-class, lower is more diverse\n"
+    note = "top-1: % on real test images after the last epoch, mean ± std over n students (soft/hard)\n"
+    note += "cosine: intra-class, lower is more diverse\n"
     note += "* chosen by the test set itself: only for comparison with published values that were"
     return "\n".join([body[0], rule, *body[1:], rule, note])
 
@@ -74,6 +77,10 @@ def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, tuple):
-        return f"{value[0]:.2f} ± {value[1]:.2f}"
+        mean, std = value
+        return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    if isinstance(value, dict):
+        counts = [str(value[labels]) for labels in ("soft", "hard") if labels in value]
+        return "/".join(dict.fromkeys(counts))  # one number where both kinds have as many
     formats = {"best": "{:.2f}", "cosine": "{:.3f}", "work": "{:,}", "saved": "{:.2%}"}
     return formats.get(key, "{}").format(value)

@@ -1,8 +1,14 @@
-"""What several runs share: trained teachers and full-data accuracies, kept once per user under a key of their causes."""
+"""What several runs share: trained teachers and full-data accuracies, kept once per user under a key of their causes.
+
+The cache only saves time: whatever is wrong with it, a run does its work itself and keeps the result in its own folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,7 @@ from typing import Any
 from delt import storage
 from delt.artifacts.scores import Score
 from delt.artifacts.teacher import Teacher
-from delt.errors import DeltError, IntegrityError
+from delt.errors import DeltError
 
 
 def cache_folder() -> Path:
@@ -27,29 +33,34 @@ def key_of(**causes: Any) -> str:
 
 def load_teacher(key: str) -> Teacher | None:
     """The cached teacher of this key; a damaged one counts as missing."""
-    folder = cache_folder() / "teachers" / key
-    if not (folder / "teacher.safetensors").exists():
-        return None
-    try:
-        return Teacher.load(folder / "teacher.safetensors")
-    except DeltError:
-        return None
+    with contextlib.suppress(Exception):  # damage shows itself in any way
+        return Teacher.load(cache_folder() / "teachers" / key / "teacher.safetensors")
+    return None
 
 
 def keep_teacher(key: str, teacher: Teacher) -> None:
-    """Put a teacher into the cache."""
-    teacher.save(cache_folder() / "teachers" / key)
+    """Put a teacher into the cache; a cache that cannot be written is only warned of."""
+    with _no_loss():
+        teacher.save(cache_folder() / "teachers" / key)
 
 
 def load_score(key: str) -> Score | None:
     """The cached score of this key; a damaged one counts as missing."""
-    path = cache_folder() / "scores" / f"{key}.json"
-    try:
-        return Score(**storage.read_sealed(path))
-    except (IntegrityError, TypeError):
-        return None
+    with contextlib.suppress(Exception):
+        return Score(**storage.read_sealed(cache_folder() / "scores" / f"{key}.json"))
+    return None
 
 
 def keep_score(key: str, score: Score) -> None:
-    """Put a score into the cache."""
-    storage.write_sealed(cache_folder() / "scores" / f"{key}.json", asdict(score))
+    """Put a score into the cache; a cache that cannot be written is only warned of."""
+    with _no_loss():
+        storage.write_sealed(cache_folder() / "scores" / f"{key}.json", asdict(score))
+
+
+@contextlib.contextmanager
+def _no_loss() -> Iterator[None]:
+    """Turn a failure to write into a warning, so that what was computed is not lost with it."""
+    try:
+        yield
+    except (DeltError, OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        warnings.warn(f"the cache cannot be written ({error}): results are kept in the run folder alone", stacklevel=4)

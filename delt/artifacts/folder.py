@@ -13,10 +13,10 @@ import re
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from delt import storage
 from delt.errors import IntegrityError, RunError
@@ -24,6 +24,7 @@ from delt.errors import IntegrityError, RunError
 FORMAT = 1
 LOOSE = ("config.json", "metrics.jsonl")  # files of the run as a whole, hashed when it finishes
 NOT_STAGES = ("stages", "lock")  # names in .work that are taken
+T = TypeVar("T")
 GO_ON = "give the command that started the run again: it goes on where it was"
 
 
@@ -46,33 +47,56 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.abspath(path))
+        self._holder = self  # a control is held with the run around it
+        self._seen: dict[Path, tuple[tuple[int, int], Any]] | None = None  # of the holder, while it holds: see _once
+
+    def control(self, name: str) -> RunFolder:
+        """The folder of a control run inside this one; who holds this one holds it too."""
+        folder = RunFolder(self.path / "controls" / name)
+        folder._holder = self._holder
+        return folder
 
     # ------------------------------------------------------------------------------------------ one writer
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[RunFolder]:
-        """Keep other processes out while the block runs; also clears away what a killed writer left.
+        """Keep other processes out while the block runs; also clears away what a killed writer left, in controls too.
 
-        The lock is the operating system's (flock), so it dies with its holder.
+        The lock is the operating system's (flock), so it dies with its holder. A file that was hashed in the block is not
+        hashed in it again as long as its size and time stay.
 
         Raises:
             Busy: another process holds the folder (exit code 3).
             RunError: the folder cannot be made or written.
         """
         handle = self._lock()
+        self._seen = {}
         try:
-            storage.sweep(self.path, deep=False)
-            for name in (".work", "teachers"):
-                storage.sweep(self.path / name)
+            for folder in (self, *self._own_controls()):
+                storage.sweep(folder.path, deep=False)
+                for inner in (folder.path / ".work", folder.path / "teachers"):
+                    if not inner.is_symlink():
+                        storage.sweep(inner)
             yield self
         finally:
+            self._seen = None
             self._unlock(handle)
+
+    def _own_controls(self) -> list[RunFolder]:
+        """Folders of the controls, without those that a link leads to."""
+        found = [self.control(name) for name in self.controls()]
+        return [control for control in found if not any(path.is_symlink() for path in (control.path.parent, control.path))]
 
     def _lock(self) -> int:
         """Open and lock `.work/lock`; returns the open file, which is the lock."""
         lock = self.path / ".work" / "lock"
         if lock.parent.is_symlink():  # it is emptied in the end
             raise RunError(f"cannot use {self.path} as a run folder: its .work is a link; choose another --out")
+        try:
+            storage.make_folder(self.path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(f"cannot use {self.path} as a run folder: it cannot be made ({reason}); choose another --out") from error
         for _ in range(100):
             handle = self._open(lock)
             if handle is None:
@@ -118,6 +142,9 @@ class RunFolder:
         """Let go; where no working state is left, `.work` goes too, the lock last."""
         work = self.path / ".work"
         with contextlib.suppress(OSError):
+            for control in self._own_controls():
+                with contextlib.suppress(OSError):  # it is not empty, or not there
+                    os.rmdir(control.path / ".work")
             if os.listdir(work) == ["lock"]:
                 os.unlink(work / "lock")
                 os.rmdir(work)
@@ -171,12 +198,14 @@ class RunFolder:
             "extra": dict(extra or {}),
             "files": {name: self._entry(name) for name in names},
         }
+        self._forget_seen(self.path / name for name in names)
         storage.write_sealed(self._record_path(stage), record)
 
     def reset(self, stage: str) -> None:
         """Forget a stage and delete the files that it recorded; its checkpoints in `.work` stay."""
         record = self.records().get(_stage_name(stage), {"files": {}})
         paths = [self.inside(name) for name in record["files"]]  # all are checked before one is deleted
+        self._forget_seen(paths)
         self._forget(stage)  # first: a kill from here on leaves files without a record, never a record without files
         for path in paths:
             storage.remove(path)
@@ -187,27 +216,20 @@ class RunFolder:
         """The folder for checkpoints and finished units of a stage, made if it is missing.
 
         With `keys`, the settings are pinned when the folder is made, so that checkpoints of one configuration are
-        never continued with another.
-
-        Raises:
-            RunError: the folder holds work that was begun with other settings; each is named.
+        never continued with another: work that was begun with other settings is thrown away with a warning that names
+        them. Nothing finished is lost by that.
         """
         folder = self.path / ".work" / _stage_name(stage)
         storage.make_folder(folder)
         pinned = folder / "keys.json"
-        if keys is not None and pinned.exists():
-            self._compare(stage, storage.read_sealed(pinned), keys)
-        elif keys is not None:
+        if keys is None:
+            return folder
+        if pinned.exists() and (why := _unlike(pinned, keys)):
+            warnings.warn(f"{self.path}: unfinished work of {stage} is thrown away, since {why}", stacklevel=2)
+            storage.write_folder(folder, [])  # in one go, so that no checkpoint is left without its settings
+        if not pinned.exists():
             storage.write_sealed(pinned, dict(keys))
         return folder
-
-    def pinned(self) -> dict[str, dict[str, Any]]:
-        """Settings of the stages that were begun, by stage; a damaged note counts as none."""
-        found = {}
-        for path in sorted((self.path / ".work").glob("*/keys.json")):
-            with contextlib.suppress(IntegrityError):
-                found[path.parent.name] = storage.read_sealed(path)
-        return found
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest, which completes the run, and remove the working state (all but the lock).
@@ -228,6 +250,7 @@ class RunFolder:
             "files": {**files, **loose},
             "controls": self.controls(),
         }
+        self._forget_seen([self.path / "manifest.json"])
         storage.write_sealed(self.path / "manifest.json", manifest)
         for item in (self.path / ".work").glob("*"):
             if item.is_dir() and not item.is_symlink():
@@ -247,7 +270,7 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            manifest = storage.read_sealed(path)
+            manifest = self._once(path, storage.read_sealed)
         except IntegrityError as error:
             raise IntegrityError(f"{error}; restore it, or delete it to have every stage done again") from error
         if manifest.get("format") != FORMAT:
@@ -299,7 +322,7 @@ class RunFolder:
         if not path.is_file():  # nor is a device read, or a pipe waited for
             return [f"{name}: missing, expected sha256 {entry['sha256']}"]
         try:
-            found = storage.sha256_file(path)
+            found = self._once(path, storage.sha256_file)
         except IntegrityError as error:
             return [f"{name}: {error}"]
         if found != entry["sha256"]:
@@ -308,15 +331,37 @@ class RunFolder:
 
     # ------------------------------------------------------------------------------------------ inner
 
+    def _once(self, path: Path, read: Callable[[Path], T]) -> T:
+        """What `read` gives for a file; while the folder is held, read again only where the file's size or time changed."""
+        seen = self._holder._seen
+        if seen is None:
+            return read(path)
+        try:
+            facts = path.stat()
+        except OSError:
+            return read(path)  # which says what is wrong
+        stamp = facts.st_size, facts.st_mtime_ns
+        if path not in seen or seen[path][0] != stamp:
+            seen[path] = stamp, read(path)
+        found: T = seen[path][1]
+        return found
+
+    def _forget_seen(self, paths: Iterable[Path]) -> None:
+        """Read these files again when they are asked for next."""
+        for path in paths:
+            (self._holder._seen or {}).pop(path, None)
+
     def _record_path(self, stage: str) -> Path:
         return self.path / ".work" / "stages" / f"{_stage_name(stage)}.json"
 
     def _forget(self, stage: str) -> None:
         manifest = self.manifest()
         if manifest and stage in manifest["stages"]:
-            gone = set(manifest["stages"].pop(stage)["files"])
+            stages = {name: record for name, record in manifest["stages"].items() if name != stage}
+            gone = set(manifest["stages"][stage]["files"])
             files = {name: entry for name, entry in manifest["files"].items() if name not in gone}
-            storage.write_sealed(self.path / "manifest.json", {**manifest, "files": files, "complete": False})
+            self._forget_seen([self.path / "manifest.json"])
+            storage.write_sealed(self.path / "manifest.json", {**manifest, "stages": stages, "files": files, "complete": False})
         storage.remove(self._record_path(stage))
 
     def _name(self, file: Path) -> str:
@@ -331,10 +376,7 @@ class RunFolder:
         return {"sha256": storage.sha256_file(path), "bytes": path.stat().st_size}
 
     def _compare(self, stage: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        was, now = _words(was), _words(now)
-        changed = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
-        if changed:
-            lines = "; ".join(f"{key}: was {was.get(key, 'not set')}, now {now.get(key, 'not set')}" for key in changed)
+        if lines := _changes(was, now):
             raise RunError(f"{self.path} holds {stage} of another configuration ({lines}): choose another --out, or delete the folder")
 
 
@@ -415,6 +457,22 @@ def _stage_name(stage: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", stage) or stage in NOT_STAGES:
         raise RunError(f"stage name {stage!r} is not allowed: lower-case letters, digits, - and _, and not {' or '.join(NOT_STAGES)}")
     return stage
+
+
+def _unlike(pinned: Path, keys: Mapping[str, Any]) -> str:
+    """Why work cannot go on from its pinned settings; empty where it can."""
+    try:
+        lines = _changes(storage.read_sealed(pinned), keys)
+    except IntegrityError as error:
+        return str(error)
+    return f"it was begun with other settings ({lines})" if lines else ""
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Each setting that differs, with both values; empty where none does."""
+    was, now = _words(was), _words(now)
+    changed = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    return "; ".join(f"{key}: was {was.get(key, 'not set')}, now {now.get(key, 'not set')}" for key in changed)
 
 
 def _words(keys: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from delt import storage
 from delt.errors import IntegrityError
@@ -68,9 +69,13 @@ class Scores:
             kinds.setdefault((row.set, row.recipe, row.labels, row.arch, row.epochs), []).append(row)
         return [Summary(*kind, *_statistics([row.last for row in rows]), _mean([row.best for row in rows])) for kind, rows in kinds.items()]
 
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows in their JSON form."""
+        return [asdict(row) for row in self.rows]
+
     def save(self, folder: Path) -> list[Path]:
         """Write `scores.json` and return its path."""
-        storage.write_json(folder / FILE, [asdict(row) for row in self.rows])
+        storage.write_json(folder / FILE, self.as_dicts())
         return [folder / FILE]
 
     @staticmethod

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from delt import storage
+from delt.artifacts.snapshots import Snapshots
 from delt.errors import DataError, IntegrityError
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode by the number of channels
@@ -38,6 +39,7 @@ class SyntheticSet:
     iterations: Tensor  # int64 [N], pixel updates that the image had
     source: list[str]  # what started each image, such as "train/123" or "noise"
     seed: int
+    snapshots: Snapshots | None = field(default=None, compare=False, repr=False)  # how they came to be; a file of its own
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8 or self.images.shape[1] not in MODES:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class TeacherCard:
     size: int  # pixels per side
     mean: tuple[float, ...]  # per channel, of pixels in 0 .. 1
     std: tuple[float, ...]
+    flip: bool  # whether a mirror image is still of its class
     dataset: str
     accuracy: float  # top-1 on the test images in %
     source: str  # "trained", or the file or weight name that was loaded
@@ -49,13 +51,18 @@ class TeacherCard:
         """The card in a JSON object, whose lists become tuples; entries that are no fields are passed over.
 
         Raises:
-            TeacherError: a field is missing.
+            TeacherError: a field is missing or of the wrong type.
         """
+        if not isinstance(record, Mapping):
+            raise TeacherError(f"not a teacher's card but {type(record).__name__}; give the .json that was saved with the weights")
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in record]
         if missing:
             raise TeacherError(f"not a teacher's card: {', '.join(missing)} are missing; give the .json that was saved with the weights")
         values: dict[str, Any] = {name: tuple(record[name]) if isinstance(record[name], list) else record[name] for name in names}
+        wrong = [f"{name} is {values[name]!r}" for name, kind in typing.get_type_hints(cls).items() if not _is(values[name], kind)]
+        if wrong:
+            raise TeacherError(f"not a teacher's card: {'; '.join(wrong)}; give the .json that was saved with the weights")
         return cls(**values)
 
 
@@ -68,6 +75,7 @@ class Teacher:
 
     model: nn.Module
     card: TeacherCard
+    _digest: str = field(default="", init=False, repr=False)  # once it was asked for
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -106,14 +114,15 @@ class Teacher:
         return cls(model, card)
 
     def digest(self) -> str:
-        """sha256 over `to_bytes`: equal weights, equal digest."""
-        return storage.sha256_bytes(self.to_bytes())
+        """sha256 over `to_bytes`: equal weights, equal digest. Computed once, since the weights are frozen."""
+        self._digest = self._digest or storage.sha256_bytes(self.to_bytes())
+        return self._digest
 
     def save(self, folder: Path | str, name: str = "teacher") -> Path:
-        """Write NAME.safetensors and NAME.json (the card, and the sha256 of the weights) into a folder, and return the first."""
+        """Write NAME.safetensors and NAME.json (the card and the sha256 of the weights, sealed) into a folder; return the first."""
         path, data = Path(folder) / f"{name}.safetensors", self.to_bytes()
         storage.write_bytes(path, data)
-        storage.write_json(path.with_name(f"{name}.json"), {**dataclasses.asdict(self.card), "sha256": storage.sha256_bytes(data)})
+        storage.write_sealed(path.with_name(f"{name}.json"), {**dataclasses.asdict(self.card), "sha256": storage.sha256_bytes(data)})
         return path
 
     @classmethod
@@ -122,17 +131,28 @@ class Teacher:
 
         Raises:
             TeacherError: nothing there, several and none named teacher, no card beside the weights, or they do not fit.
-            IntegrityError: the weights are not those that were saved with the card.
+            IntegrityError: the card was changed, or the weights are not those that were saved with it.
         """
         file = _file_of(Path(path))
         card = file.with_name(f"{file.name.removesuffix('.safetensors')}.json")
         if not card.is_file():
             raise TeacherError(f"{file} has no card {card.name} beside it; give a teacher that a run saved, or load it as plain weights")
-        record, data = storage.read_json(card), storage.read_bytes(file)
+        record, data = storage.read_sealed(card), storage.read_bytes(file)
         found, expected = storage.sha256_bytes(data), record.get("sha256")
         if found != expected:
             raise IntegrityError(f"{file} is not what {card.name} says: expected sha256 {expected}, found {found}")
         return cls.from_bytes(data, TeacherCard.from_json(record))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type as the card's fields name them; a bool is no number, and a whole number is a float too."""
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(part, typing.get_args(kind)[0]) for part in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict)
+    plain = typing.get_args(kind) or (kind,)
+    plain += (int,) if float in plain else ()
+    return isinstance(value, plain) and (bool in plain or not isinstance(value, bool))
 
 
 def check_classes(card: TeacherCard, info: DataInfo) -> None:

@@ -184,14 +184,21 @@ _ROWS = (
         names=IMAGEWOOF,
         folders=("imagewoof2", "imagewoof2-320", "imagewoof2-160", "imagewoof"),
     ),
-    _imagenet("imagenet-100", 100, 40.0, "100 class folders of ImageNet-1K", folders=("imagenet-100", "imagenet100")),
+    _imagenet(
+        "imagenet-100",
+        100,
+        40.0,
+        "100 class folders of ImageNet-1K",
+        folders=("imagenet-100", "imagenet100"),
+        defaults={"evaluate_full": False},  # days of training
+    ),
     _imagenet(
         "imagenet-1k",
         1000,
         35.0,
         "https://image-net.org (ILSVRC 2012, with val/ sorted into class folders)",
         folders=("imagenet-1k", "imagenet"),
-        defaults={"teacher_weights": "IMAGENET1K_V1"},
+        defaults={"teacher_weights": "IMAGENET1K_V1", "evaluate_full": False},
     ),
 )
 

@@ -17,6 +17,7 @@ from delt.recipes import recipe_of
 from delt.schedule import plan
 
 Flat = dict[str, Any]
+SELECTORS = {"dataset": "digits", "method": "delt", "preset": "paper", "fidelity": "fixed"}  # what the rest starts from
 SCHEDULE = ("round_iterations", "sub_batches")  # derived from iterations and ipc where they are not given
 
 
@@ -42,12 +43,12 @@ def _cda(spec: DatasetSpec) -> Flat:
 
 
 def _random(spec: DatasetSpec) -> Flat:
-    return {"rank_keep": "random", "rank_images": None, "rank_crops": 0, "rank_factor": 1, "iterations": 0}
+    return {"rank_keep": "random", "rank_images": 0, "rank_crops": 0, "rank_factor": 1, "iterations": 0}
 
 
 METHODS: dict[str, Method] = {
     "delt": Method("EarlyLate on median real patches (DELT, CVPR 2025)", _delt),
-    "cda": Method("noise, mixed-class groups, crop curriculum (CDA, TMLR 2024)", _cda, ("recover_grouping",)),
+    "cda": Method("noise, mixed-class groups, crop curriculum (CDA, TMLR 2024)", _cda, ("recover_grouping", "sub_batches")),
     "random": Method("randomly chosen real images: the control", _random, ("rank_keep", "rank_crops", "rank_factor", "iterations")),
 }
 
@@ -67,27 +68,40 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
     Raises:
         ConfigError: an unknown name (with the nearest), a wrong type or range, or settings that do not fit together.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    spec, method = spec_of(dataset), given.get("method", "delt")
-    preset, fidelity = given.get("preset", "paper"), given.get("fidelity", "fixed")
-    for what, name, table in (("method", method, METHODS), ("preset", preset, PRESETS), ("fidelity", fidelity, FIDELITY)):
-        if name not in table:
-            raise unknown(what, name, table)
-    row = METHODS[method]
-    settings = row.settings(spec)
-    for name in row.locked:
-        if name in given and name in settings and given[name] != settings[name]:
+    given = {name: value for name, value in {"dataset": dataset, **given}.items() if value is not None}
+    chosen = {name: given.get(name, default) for name, default in SELECTORS.items()}
+    for name, table in (("method", METHODS), ("preset", PRESETS), ("fidelity", FIDELITY)):
+        _known(name, chosen[name], table)
+    if not isinstance(dataset, str):
+        raise ConfigError(f"dataset is {dataset!r}; allowed is a name or folder:PATH")
+    spec = spec_of(dataset)
+    preset = dict(PRESETS[chosen["preset"]])
+    if "teacher_arch" in given:
+        preset.pop("teacher_width", None)  # it was chosen for the preset's own architecture
+    layers = [spec.defaults, preset, METHODS[chosen["method"]].settings(spec), FIDELITY[chosen["fidelity"]], given]
+    return completed(unflatten({name: value for layer in layers for name, value in layer.items()}))
+
+
+def _known(what: str, name: object, table: Mapping[str, object]) -> None:
+    if not isinstance(name, str) or name not in table:
+        raise unknown(what, name, table)
+
+
+def completed(config: RunConfig) -> RunConfig:
+    """Fill what follows from other settings (schedule, mirror) and check that all fit together.
+
+    Raises:
+        ConfigError: an unknown recipe, a schedule that does not fit, or a setting that the method excludes.
+    """
+    _known("method", config.method, METHODS)
+    spec, flat, row = spec_of(config.dataset), flatten(config), METHODS[config.method]
+    for name, value in row.settings(spec).items():
+        if name in row.locked and flat[name] != value:
             raise ConfigError(
-                f"{name} is {given[name]!r}, and method {method} means {settings[name]!r}: leave it out or choose another method"
+                f"{name} is {flat[name]!r}, and method {config.method} means {value!r}: leave it out or choose another method"
             )
-    flat = {"dataset": dataset, **spec.defaults, **PRESETS[preset], **settings, **FIDELITY[fidelity], **given}
-    return completed(unflatten(flat), spec)
-
-
-def completed(config: RunConfig, spec: DatasetSpec) -> RunConfig:
-    """Fill what follows from other settings (schedule, mirror) and check that all fit together."""
     recover = config.recover
-    schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches if recover.iterations else None)
+    schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
     if recover.iterations:
         recover = replace(recover, round_iterations=schedule.round_iterations, sub_batches=schedule.sub_batches)
     recipe_of(config.evaluate.recipe)
@@ -96,22 +110,36 @@ def completed(config: RunConfig, spec: DatasetSpec) -> RunConfig:
 
 
 def changed(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
-    """A configuration with some flat settings replaced; the schedule is derived anew where its numbers change.
+    """A configuration with some flat settings replaced; a schedule that followed from iterations and ipc is derived anew.
 
     Raises:
-        ConfigError: as `configure`.
+        ConfigError: as `configure`; also for another data set, method, preset or fidelity, which decide what the other
+            settings start from.
     """
     flat = flatten(config)
     given = {name: value for name, value in given.items() if value is not None}
-    if {"iterations", "ipc", *SCHEDULE} & set(given):
-        flat |= dict.fromkeys(SCHEDULE)
-    return completed(unflatten({**flat, **given}), spec_of(given.get("dataset", config.dataset)))
+    for name in SELECTORS:
+        if given.get(name, flat[name]) != flat[name]:
+            raise ConfigError(f"the configuration was made for {name} {flat[name]}, not {given[name]}: start anew with `delt run DATASET`")
+    return _replaced(config, given)
 
 
 def control_of(config: RunConfig, name: str) -> RunConfig | None:
     """The configuration of a control beside a run; None where the run is that control itself."""
-    overrides: Flat = {**CONTROLS[name], "evaluate_controls": [], "evaluate_full": False}
-    control = changed(config, {key: value for key, value in overrides.items() if value is not None})
-    if name == "random":
-        control = replace(control, rank=replace(control.rank, images=None))
+    if not config.recover.iterations and name == "one_sub_batch":
+        return None  # nothing is optimised
+    control = _replaced(config, {**CONTROLS[name], "evaluate_controls": [], "evaluate_full": False})
     return None if (control.method, control.rank, control.recover) == (config.method, config.rank, config.recover) else control
+
+
+def _replaced(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """`config` with some settings replaced; of the schedule's numbers those stay that somebody chose."""
+    flat, recover = flatten(config), config.recover
+    if {"iterations", "ipc", *SCHEDULE} & set(given):
+        chosen = recover.sub_batches != plan(recover.iterations, config.ipc).sub_batches
+        uneven = recover.sub_batches is not None and recover.round_iterations != recover.iterations // recover.sub_batches
+        flat["sub_batches"] = recover.sub_batches if chosen and "round_iterations" not in given else None
+        flat["round_iterations"] = recover.round_iterations if uneven and "sub_batches" not in given else None
+    if given.get("iterations") == 0:
+        flat |= dict.fromkeys(SCHEDULE)
+    return completed(unflatten({**flat, **given}))

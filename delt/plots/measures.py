@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
+from delt.analysis.diversity import CLASS
 from delt.artifacts.ranking import Ranking
 from delt.artifacts.scores import Score, Scores, Summary
 from delt.plots.style import (
@@ -106,7 +107,7 @@ def diversity(values: Mapping[str, Mapping[str, float]], features: str = "the te
         features: what the similarity was measured in.
     """
     values = {name: values[name] for name in in_order(values)}
-    classes = list(dict.fromkeys(name for of_set in values.values() for name in of_set if name != "mean"))
+    classes = list(dict.fromkeys(name for of_set in values.values() for name in _by_class(of_set)))
     about = f"{features}; one dot per class, line: mean over {many(len(classes), 'class', 'es')}"
     title = "Intra-class cosine similarity, lower is more diverse"
     if len(classes) > NAMED:
@@ -119,7 +120,8 @@ def diversity(values: Mapping[str, Mapping[str, float]], features: str = "the te
     ax = figure.add_subplot()
     for turn, (name, of_set) in enumerate(values.items()):
         shift = 0.75 * (turn - (len(values) - 1) / 2) / len(values)  # sets stand side by side in a class
-        own = [(x + shift, of_set[label]) for x, label in enumerate(classes) if label in of_set]
+        found = _by_class(of_set)
+        own = [(x + shift, found[label]) for x, label in enumerate(classes) if label in found]
         dots(ax, [x for x, _ in own], [y for _, y in own], styles[name])
         if "mean" in of_set:
             ax.axhline(of_set["mean"], color=styles[name].colour, linewidth=1.2, linestyle=dash(styles[name]), zorder=1)
@@ -129,6 +131,11 @@ def diversity(values: Mapping[str, Mapping[str, float]], features: str = "the te
     if not classes:
         note(ax, "no class has two images to compare")
     return figure
+
+
+def _by_class(of_set: Mapping[str, float]) -> dict[str, float]:
+    """The values of the classes alone, by name."""
+    return {name.removeprefix(CLASS): value for name, value in of_set.items() if name.startswith(CLASS)}
 
 
 def _class_axis(ax: Axes, classes: Sequence[str]) -> None:
@@ -146,7 +153,7 @@ def _class_clouds(ax: Axes, values: Mapping[str, Mapping[str, float]]) -> None:
     """A row per set: the classes, too many to name, as a cloud of dots, and their mean."""
     styles = set_styles(values)
     for y, (name, of_set) in enumerate(values.items()):
-        x = [value for label, value in of_set.items() if label != "mean"]
+        x = list(_by_class(of_set).values())
         ax.scatter(x, y + _scattered(len(x)), s=9, facecolors=fill(styles[name]), edgecolors=styles[name].colour, linewidths=0.6, alpha=0.6)
         if x:
             ax.plot([of_set["mean"]] * 2, [y - 0.4, y + 0.4], color=INK, linewidth=1.6)

@@ -128,7 +128,7 @@ def _recorded(snapshots: Snapshots, label: int) -> list[int]:
     rows = sorted(_where(snapshots.labels == label), key=lambda row: int(snapshots.sub_batch[row]))
     if not rows:
         raise DataError(
-            f"class {label} was not recorded; recorded are {snapshots.labels.unique().tolist()}, and recover_record_classes sets how many"
+            f"class {label} was not recorded; recorded are {snapshots.labels.unique().tolist()}, and recover_record_classes names them"
         )
     firsts = list({int(snapshots.sub_batch[row]): row for row in reversed(rows)}.values())[::-1]
     return spread(firsts if len(firsts) >= 5 else rows, 5)

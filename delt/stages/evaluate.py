@@ -21,7 +21,7 @@ from delt.artifacts.synthetic import SyntheticSet
 from delt.config import EvaluateConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views
-from delt.errors import ConfigError, IntegrityError
+from delt.errors import IntegrityError
 from delt.models.zoo import build
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import Emit, Job, seed_of, settings
@@ -38,7 +38,6 @@ class StudentTask:
     arch: str
     width: int | None
     batch: int
-    flip: bool
     train: Images
     test: Images
     soft: SoftLabels  # its teacher's card also holds the normalisation
@@ -53,34 +52,29 @@ def evaluate(
     job: Job | None = None,
     *,
     name: str = "delt",
-    flip: bool = True,
     known: Sequence[Score] = (),
 ) -> list[Score]:
     """Train the configured students on a synthetic set: every architecture, label kind and seed.
 
     Args:
         name: what the set is called in the scores.
-        flip: whether a mirror image is still of its class.
         known: rows that exist already and are not computed again.
 
     Raises:
         ConfigError: an unknown recipe or architecture, or stored labels that were made for another recipe or set.
     """
     job = job or Job()
-    tasks = student_tasks(synthetic, soft, test, config, job, name=name, flip=flip)
+    tasks = student_tasks(synthetic, soft, test, config, job, name=name)
     return run_students(tasks, job, known)
 
 
 def student_tasks(
-    synthetic: SyntheticSet, soft: SoftLabels, test: Images, config: EvaluateConfig, job: Job, *, name: str, flip: bool
+    synthetic: SyntheticSet, soft: SoftLabels, test: Images, config: EvaluateConfig, job: Job, *, name: str
 ) -> list[StudentTask]:
     """The students that `evaluate` trains, as values: several sets' students can share the workers."""
     recipe = recipe_of(config.recipe)
-    if soft.logits is not None and (soft.recipe, soft.logits.shape[1]) != (recipe.name, len(synthetic)):
-        raise ConfigError(
-            f"the stored labels are those of {soft.logits.shape[1]} images under the recipe {soft.recipe}, and {len(synthetic)} images "
-            f"are to be trained on under {recipe.name}: relabel them, or set relabel_mode to online"
-        )
+    if "soft" in config.labels:
+        soft.check(synthetic.images, synthetic.labels, recipe)
     images = TensorImages(synthetic.images, synthetic.labels)
     tasks = []
     for arch, width in _students(config, soft):
@@ -88,7 +82,7 @@ def student_tasks(
         for labels in config.labels:
             for seed in range(job.seed, job.seed + config.seeds):
                 score = Score(name, recipe.name, labels, shown(arch, width), seed, config.epochs or recipe.epochs, 0.0, 0.0)
-                tasks.append(StudentTask(score, recipe, arch, width, batch, flip, images, test, soft, job))
+                tasks.append(StudentTask(score, recipe, arch, width, batch, images, test, soft, job))
     return tasks
 
 
@@ -97,9 +91,9 @@ def full_tasks(real: RealSet, soft: SoftLabels, config: EvaluateConfig, job: Job
     recipe = replace(recipe_of(config.recipe), mix="none")
     tasks = []
     for arch, width in _students(config, soft):
-        for seed in range(job.seed, job.seed + config.seeds):
+        for seed in range(config.seeds):  # the same for every run, so that the cache serves them all
             score = Score("full", recipe.name, "hard", shown(arch, width), seed, recipe.full_epochs, 0.0, 0.0)
-            tasks.append(StudentTask(score, recipe, arch, width, recipe.full_batch, real.info.flip, real.train, real.test, soft, job))
+            tasks.append(StudentTask(score, recipe, arch, width, recipe.full_batch, real.train, real.test, soft, job))
     return tasks
 
 
@@ -152,6 +146,8 @@ def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
             slots=slots,
             every=task.job.runtime.checkpoint_seconds,
         )
+    for record in history:
+        emit({"stage": "evaluate", "record": {"student": list(score.key), **record}})
     tested = [record["top1"] for record in history if "top1" in record]
     return replace(score, last=tested[-1], best=max(tested))
 
@@ -168,7 +164,7 @@ class Student:
         key: tuple[Any, ...] = ("relabel", soft.seed) if replayed else ("student", score.seed)
         period = len(soft.logits) if replayed and soft.logits is not None else None
         batch = soft.batch if replayed else task.batch
-        self.views = Views(task.recipe, card.mean, card.std, task.flip, batch, key, period)
+        self.views = Views(task.recipe, card.mean, card.std, card.flip, batch, key, period)
 
     def losses(self, epoch: int) -> Iterator[Tensor]:
         """Yield the loss of each step of a pass."""

@@ -22,7 +22,7 @@ BATCH = 256  # images scored at once
 SMALLEST = 0.08  # area share of a scored crop (RDED)
 
 
-def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int, job: Job | None = None) -> Patches:
+def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job: Job | None = None) -> Patches:
     """Choose `ipc` starting images per class.
 
     Args:
@@ -68,14 +68,14 @@ def order(keep: str, count: int, generator: torch.Generator) -> list[int]:
 
 
 def _candidates(real: RealSet, label: int, needed: int, config: RankConfig, seed: int) -> Tensor:
-    """Indices of the training images of a class that are scored: all, or `config.images` drawn at random."""
+    """Indices of the training images of a class that are scored: all (0), or `config.images` drawn at random."""
     images = torch.nonzero(real.train.labels == label).squeeze(1)
     if len(images) < needed:
         name = real.info.classes[label]
         raise DataError(
             f"class '{name}' has {len(images)} training images and {needed} starting patches are needed: lower ipc or rank_factor"
         )
-    if config.images is None or len(images) <= config.images:
+    if not config.images or len(images) <= config.images:
         return images
     drawn = torch.randperm(len(images), generator=stream(seed, "rank", "candidates", label))[: max(config.images, needed)]
     return images[drawn.sort().values]
@@ -105,27 +105,30 @@ def _scored(teacher: Teacher, real: RealSet, label: int, images: Tensor, config:
     boxes = whole.repeat_interleave(tries, 0)
     if config.crops:
         boxes = draw_boxes(len(boxes), size, SMALLEST, stream(job.seed, "rank", "crops", label))
-    scores = torch.cat(
-        [
-            _score(teacher, real, label, images[rows // tries], boxes[rows], config.factor, job)
-            for rows in torch.arange(len(boxes)).split(BATCH)
-        ]
-    )
+    parts = zip(images.split(BATCH), boxes.split(BATCH * tries), strict=True)
+    scores = torch.cat([_scores(teacher, real, label, some, own, config.factor, job) for some, own in parts])
     best = scores.view(-1, tries).argmax(1) + torch.arange(len(images)) * tries
     return boxes[best], scores[best]
 
 
+def _scores(teacher: Teacher, real: RealSet, label: int, images: Tensor, boxes: Tensor, factor: int, job: Job) -> Tensor:
+    """Scores [n*T] of T boxes of each of n images: every image is decoded once and its patches are cut from that."""
+    pixels = real.train.fetch(images).to(job.device)
+    tries = len(boxes) // len(images)
+    parts = torch.arange(len(boxes)).split(BATCH)
+    return torch.cat([_score(teacher, pixels[(rows // tries).to(job.device)], boxes[rows], label, factor, job) for rows in parts])
+
+
 @torch.no_grad()
-def _score(teacher: Teacher, real: RealSet, label: int, images: Tensor, boxes: Tensor, factor: int, job: Job) -> Tensor:
+def _score(teacher: Teacher, pixels: Tensor, boxes: Tensor, label: int, factor: int, job: Job) -> Tensor:
     """Probability of `label` for each patch; a patch below full size stands on the mean colour (RDED)."""
-    info, card = real.info, teacher.card
-    pixels = normalise(real.train.fetch(images).to(job.device), card.mean, card.std)
-    side = info.size // factor
-    patches = _cut(pixels, boxes, side)
-    before = (info.size - side) // 2
-    after = info.size - side - before
+    card, size = teacher.card, pixels.shape[-1]
+    side = size // factor
+    patches = _cut(normalise(pixels, card.mean, card.std), boxes, side)
+    before = (size - side) // 2
+    after = size - side - before
     logits = teacher.logits(F.pad(patches, (before, after, before, after)))
-    job.emit({"stage": "rank", "done": len(images)})
+    job.emit({"stage": "rank", "done": len(pixels)})
     return logits.float().softmax(1)[:, label].cpu()
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from delt.artifacts.teacher import Teacher
 from delt.config import RecoverConfig
 from delt.data.augment import axis_operator, draw_boxes, warp
 from delt.data.images import denormalise, normalise
-from delt.errors import DeltError
+from delt.errors import ConfigError, DeltError, unknown
 from delt.grouping import Group, make_groups, packs
 from delt.models.statistics import StatisticsMatch
 from delt.runtime import Emit, Job, autocast, device_of, laid_out, resolve, settings, stream
@@ -40,17 +41,8 @@ EPS = 1e-8  # of Adam
 RECORD_BYTES = 64 * 2**20  # of snapshots, where the configuration does not say how many classes
 
 
-@dataclass
-class Recovered:
-    """What recover hands on: the images, their recorded history, and the loss readings (one dict per reading)."""
-
-    synthetic: SyntheticSet
-    snapshots: Snapshots | None
-    readings: list[dict[str, Any]]
-
-
-def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job | None = None) -> Recovered:
-    """Optimise the starting images of every class.
+def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job | None = None) -> SyntheticSet:
+    """Optimise the starting images of every class; the result carries its history as `snapshots`.
 
     Args:
         teacher: frozen network with BatchNorm2d layers; its card holds the normalisation.
@@ -63,35 +55,58 @@ def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job 
     """
     job = job or Job()
     runtime = resolve(job.runtime)
+    config = replace(config, flip=teacher.card.flip if config.flip is None else config.flip)
     schedule = plan(config.iterations, patches.ipc, config.round_iterations, config.sub_batches)
     if not schedule.iterations:
-        return Recovered(_collect(teacher, patches, schedule, [], _starting_pixels(teacher, patches, job.seed), job.seed), None, [])
+        return _collect(teacher, patches, schedule, [], _starting_pixels(teacher, patches, job.seed), job.seed)
     groups = make_groups(
         len(teacher.card.classes), schedule, config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds
     )
     job.emit({"stage": "recover", "total": sum(group.schedule.image_iterations for group in groups), "unit": "img-it"})
     local = Job(job.seed, runtime, job.work)  # the pool and the listener stay with this process
-    count = min([config.record_count, *(group.schedule.iterations + 1 for group in groups)])
-    classes = recorded_classes(config, teacher, patches.ipc * count)
+    shortest = min(group.schedule.iterations for group in groups)
+    marks = record_iterations(config, schedule.iterations, shortest)
+    classes = recorded_classes(config, teacher, patches.ipc * (len(marks) + 1))
     tasks = [
-        PackTask(teacher, pack, patches.of(interleaved(pack)), config, classes, count, local)
+        PackTask(teacher, pack, patches.of(interleaved(pack)), config, classes, marks, schedule.iterations, local)
         for pack in packs(groups, runtime.packing or 1)
     ]
     units = job.map(recover_pack, tasks)
     images = torch.empty(_shape(teacher, patches.ipc), dtype=torch.uint8)
     for task, unit in zip(tasks, units, strict=True):
         images[task.places(patches.ipc)] = unit.images
-    readings = [reading for unit in units for reading in unit.readings]
     synthetic = _collect(teacher, patches, schedule, groups, images, job.seed)
-    return Recovered(synthetic, _snapshots(tasks, units, schedule, readings), readings)
+    return replace(synthetic, snapshots=_snapshots(tasks, units, schedule))
 
 
-def recorded_classes(config: RecoverConfig, teacher: Teacher, images: int) -> int:
-    """Classes that are recorded, where one takes `images` images: as configured, or what fits the budget."""
-    if config.record_classes is not None:
-        return config.record_classes
+def recorded_classes(config: RecoverConfig, teacher: Teacher, images: int) -> frozenset[int]:
+    """Labels of the classes that are recorded, where one takes `images` images: those named, or what fits the budget.
+
+    Raises:
+        ConfigError: a name that is no class, with the nearest that is.
+    """
+    known = teacher.card.classes
+    for name in config.record_classes:
+        if name not in (*known, "none"):
+            raise unknown("class to record", name, known)
+    if config.record_classes:
+        return frozenset(known.index(name) for name in config.record_classes if name in known)
     one = images * teacher.card.channels * teacher.card.size**2
-    return min(10, max(1, RECORD_BYTES // one))
+    return frozenset(range(min(10, max(1, RECORD_BYTES // one))))
+
+
+def record_iterations(config: RecoverConfig, iterations: int, shortest: int) -> tuple[int, ...]:
+    """Iterations whose images, before their update, are recorded; the finished images come on top.
+
+    Raises:
+        ConfigError: an iteration at or after the end.
+    """
+    if config.record_iterations:
+        if max(config.record_iterations) >= iterations:
+            raise ConfigError(f"recover_record_iterations has {max(config.record_iterations)}; allowed are 0 to {iterations - 1}")
+        return tuple(sorted(config.record_iterations))
+    count = min(config.record_count, shortest + 1) - 1
+    return tuple(iterations * k // count for k in range(count))
 
 
 def interleaved(groups: Sequence[Group]) -> list[tuple[int, int]]:
@@ -107,8 +122,9 @@ class PackTask:
     groups: list[Group]
     start: Tensor | None  # uint8 [n*G,C,H,W], image i of group g at i*G+g; None: noise
     config: RecoverConfig
-    recorded: int  # classes, from the first, whose images are recorded
-    snapshots: int  # of them, the finished images included
+    classes: frozenset[int]  # whose images are recorded
+    record_at: tuple[int, ...]  # iterations of the whole run
+    iterations: int  # of the whole run; a group may have fewer
     job: Job
 
     @property
@@ -123,7 +139,12 @@ class PackTask:
     @property
     def watched(self) -> Tensor:
         """Rows [R] whose images are recorded."""
-        return torch.tensor([row for row, (c, _) in enumerate(self.members) if c < self.recorded], dtype=torch.long)
+        return torch.tensor([row for row, (c, _) in enumerate(self.members) if c in self.classes], dtype=torch.long)
+
+    @property
+    def marks(self) -> list[int]:
+        """Iterations of this pack at which its images are recorded."""
+        return [t * self.schedule.iterations // self.iterations for t in self.record_at]
 
     @property
     def name(self) -> str:
@@ -189,13 +210,13 @@ def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tu
     if saved:
         state.load(*saved)
     step = Step(task, teacher, device)
-    marks = set(record_iterations(schedule.iterations, task.snapshots))
+    marks = Counter(task.marks)
     pulse = Pulse(emit, _work_until(schedule, state.t) * len(task.groups))
     clock = time.monotonic()
     with settings(runtime), StatisticsMatch(teacher.model, len(task.groups), task.config.first_bn_multiplier) as match:
         for t in range(state.t, schedule.iterations):
             if t in marks:
-                state.recorded.append(step.watched_pixels(state))
+                state.recorded += [step.watched_pixels(state)] * marks[t]
             if step.active(t):  # none before the first join of a group without early images
                 losses = step(state, match)
                 if t in marks:
@@ -207,11 +228,6 @@ def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tu
                 clock = time.monotonic()
     pulse.beat(0, last=True)
     return step.finish(state)
-
-
-def record_iterations(iterations: int, count: int) -> list[int]:
-    """Iterations whose images, before their update, are recorded; the finished images come on top."""
-    return sorted({iterations * k // (count - 1) for k in range(count - 1)})
 
 
 class Step:
@@ -409,15 +425,14 @@ def _collect(teacher: Teacher, patches: Patches, schedule: Schedule, groups: Seq
     )
 
 
-def _snapshots(tasks: list[PackTask], units: list[Unit], schedule: Schedule, readings: list[dict[str, Any]]) -> Snapshots | None:
-    """Put the recorded images of all packs side by side; None where nothing is recorded."""
-    recorded = torch.cat([unit.recorded for unit in units], 1)
-    if not recorded.shape[1]:
-        return None
+def _snapshots(tasks: list[PackTask], units: list[Unit], schedule: Schedule) -> Snapshots:
+    """Put the recorded images and the loss readings of all packs side by side."""
     iterations, members = [], []
     for task in tasks:
-        marks = [*record_iterations(task.schedule.iterations, task.snapshots), task.schedule.iterations]
+        marks = [*task.marks, task.schedule.iterations]
         iterations.append(torch.tensor(marks).unsqueeze(1).expand(-1, len(task.watched)))
         members += [task.members[row] for row in task.watched.tolist()]
-    labels, depth = torch.tensor([c for c, _ in members]), torch.tensor([schedule.sub_batch_of[i] for _, i in members])
-    return Snapshots(recorded, torch.cat(iterations, 1), labels, depth, readings)
+    labels = torch.tensor([c for c, _ in members], dtype=torch.long)
+    depth = torch.tensor([schedule.sub_batch_of[i] for _, i in members], dtype=torch.long)
+    readings = [reading for unit in units for reading in unit.readings]
+    return Snapshots(torch.cat([unit.recorded for unit in units], 1), torch.cat(iterations, 1), labels, depth, readings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from delt.artifacts.soft_labels import SoftLabels
+from delt.artifacts.soft_labels import SoftLabels, set_digest
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RelabelConfig
@@ -14,22 +14,17 @@ from delt.recipes import Recipe, recipe_of
 from delt.runtime import Job, settings
 
 
-def relabel(
-    teacher: Teacher, synthetic: SyntheticSet, config: RelabelConfig, job: Job | None = None, recipe: str = "common", flip: bool = True
-) -> SoftLabels:
+def relabel(teacher: Teacher, synthetic: SyntheticSet, config: RelabelConfig, job: Job | None = None, recipe: str = "common") -> SoftLabels:
     """Return soft labels for students that follow `recipe`.
 
     Online labels cost nothing here; stored ones hold `config.epochs` passes of float16 logits [E,N,K].
-
-    Args:
-        flip: whether a mirror image is still of its class (`DataInfo.flip`).
     """
     job = job or Job()
     if config.mode == "online":
         return SoftLabels(teacher, recipe)
     protocol = recipe_of(recipe)
     batch = protocol.batch(len(synthetic.classes), len(synthetic) // len(synthetic.classes))
-    views = label_views(protocol, teacher, flip, batch, job.seed, config.epochs)
+    views = label_views(protocol, teacher, batch, job.seed, config.epochs)
     images = TensorImages(synthetic.images.to(job.device), synthetic.labels)
     online = SoftLabels(teacher.to(job.device), recipe)
     job.emit({"stage": "relabel", "total": config.epochs * len(images), "unit": "img"})
@@ -38,9 +33,10 @@ def relabel(
         for epoch in range(config.epochs):
             passes.append(torch.cat([online.of(view, epoch, 0).half().cpu() for view in views.epoch(images, epoch)]))
             job.emit({"stage": "relabel", "done": len(images)})
-    return SoftLabels(teacher, recipe, torch.stack(passes), job.seed, batch)
+    digest = set_digest(synthetic.images, synthetic.labels)
+    return SoftLabels(teacher, recipe, torch.stack(passes), job.seed, batch, digest, teacher.card.flip)
 
 
-def label_views(recipe: Recipe, teacher: Teacher, flip: bool, batch: int, seed: int, epochs: int) -> Views:
+def label_views(recipe: Recipe, teacher: Teacher, batch: int, seed: int, epochs: int) -> Views:
     """The views that stored labels belong to."""
-    return Views(recipe, teacher.card.mean, teacher.card.std, flip, batch, ("relabel", seed), epochs)
+    return Views(recipe, teacher.card.mean, teacher.card.std, teacher.card.flip, batch, ("relabel", seed), epochs)

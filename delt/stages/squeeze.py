@@ -29,10 +29,15 @@ def squeeze(real: RealSet, config: TeacherConfig, job: Job | None = None) -> Tea
     Raises:
         TeacherError: it has no BatchNorm layers, was made for other classes, or is weaker than the floor.
     """
-    job = job or Job()
-    teacher = _loaded(real, config, job) if config.weights else _trained(real, config, job)
+    teacher = make_teacher(real, config, job)
     check_strength(teacher.card, real, config)
     return teacher
+
+
+def make_teacher(real: RealSet, config: TeacherConfig, job: Job | None = None) -> Teacher:
+    """A teacher, however weak, with its test accuracy on its card."""
+    job = job or Job()
+    return _trained(real, config, job) if config.weights == "train" else _loaded(real, config, job)
 
 
 def check_strength(card: TeacherCard, real: RealSet, config: TeacherConfig) -> None:
@@ -46,7 +51,6 @@ def check_strength(card: TeacherCard, real: RealSet, config: TeacherConfig) -> N
 
 
 def _loaded(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
-    assert config.weights is not None
     path = Path(config.weights)
     if path.is_dir() or path.with_suffix(".json").is_file():  # one of our own, with its card
         teacher = Teacher.load(path)
@@ -113,6 +117,7 @@ def _card(real: RealSet, config: TeacherConfig, source: str) -> TeacherCard:
         size=info.size,
         mean=info.mean,
         std=info.std,
+        flip=info.flip,
         dataset=info.name,
         accuracy=0.0,
         source=source,

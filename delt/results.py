@@ -1,0 +1,143 @@
+"""A run folder opened for reading: `delt.load("runs/a").table()`. Every artefact is checked against its recorded hash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from delt import storage
+from delt.analysis.table import rows, text
+from delt.artifacts.folder import RunFolder
+from delt.artifacts.ranking import FILE as RANKING
+from delt.artifacts.ranking import Ranking
+from delt.artifacts.scores import Scores
+from delt.artifacts.snapshots import FILE as SNAPSHOTS
+from delt.artifacts.snapshots import Snapshots
+from delt.artifacts.synthetic import SyntheticSet
+from delt.artifacts.teacher import Teacher
+from delt.config import RunConfig, unflatten
+from delt.errors import IntegrityError, RunError
+
+
+@dataclass
+class Run:
+    """A run folder opened for reading; every artefact is read when asked for and checked against its recorded hash.
+
+    >>> done = delt.load("runs/a")
+    >>> done.scores.summary()
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return read_config(self.path / "config.json")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return RunFolder(self.path).manifest() or {}
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher.load(self._checked("teachers/teacher.safetensors", "teachers/teacher.json").parent / "teacher.safetensors")
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        return Ranking.load(self._checked(RANKING).parent) if (self.path / RANKING).exists() else None
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        return tuple(storage.read_json(self._checked("teachers/teacher.json"))["classes"])
+
+    @cached_property
+    def synthetic(self) -> SyntheticSet:
+        self._checked("synthetic.parquet", *(name for name in self._files if name.startswith("synthetic/")))
+        return SyntheticSet.load(self.path)
+
+    @cached_property
+    def snapshots(self) -> Snapshots | None:
+        return Snapshots.load(self._checked(SNAPSHOTS).parent) if (self.path / SNAPSHOTS).exists() else None
+
+    @cached_property
+    def scores(self) -> Scores:
+        return Scores.load(self._checked("scores.json").parent)
+
+    @cached_property
+    def diversity(self) -> dict[str, dict[str, float]]:
+        """Set -> {"mean": .., "class/NAME": ..}: intra-class cosine similarity of the synthetic set, its controls and real images."""
+        values: dict[str, dict[str, float]] = storage.read_json(self._checked("diversity.json"))
+        return values
+
+    @cached_property
+    def controls(self) -> dict[str, Run]:
+        return {name: Run(self.path / "controls" / name) for name in RunFolder(self.path).controls()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table as dicts; see `delt.analysis.table.rows`."""
+        configs = {self.config.method: self.config, **{name: control.config for name, control in self.controls.items()}}
+        return rows(self.scores, self.diversity, configs, len(self.classes))
+
+    def table(self) -> str:
+        """The table as text."""
+        return text(self.rows())
+
+    def describe(self) -> str:
+        """What the folder holds, as text."""
+        config = self.config
+        facts = [
+            f"{self.path}",
+            f"{config.method} on {config.dataset}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
+        ]
+        done = [f"{stage} {record['seconds']:.1f} s" for stage, record in RunFolder(self.path).records().items()]
+        facts.append("done: " + (", ".join(done) or "nothing yet"))
+        if not self.manifest.get("complete"):
+            return "\n".join([*facts, "not finished: give the command that started it again"])
+        facts += [
+            "",
+            self.table(),
+            "",
+            *(
+                f"  {name}"
+                for name in ("config.json", "synthetic", "synthetic.parquet", *sorted(self._files))
+                if not name.startswith("synthetic/")
+            ),
+        ]
+        return "\n".join(facts)
+
+    @cached_property
+    def _files(self) -> dict[str, dict[str, Any]]:
+        records = RunFolder(self.path).records().values()
+        return {name: entry for record in records for name, entry in record["files"].items()}
+
+    def _checked(self, *names: str) -> Path:
+        """The path of the first name, after all of them were compared with their recorded hashes."""
+        folder = RunFolder(self.path)
+        for name in names:
+            if name not in self._files:
+                raise IntegrityError(f"{self.path} holds no {name} yet: give the command that started the run again")
+            if problems := folder.check(name, self._files[name]):
+                raise IntegrityError(f"{self.path}: {problems[0]}")
+        return folder.path / names[0]
+
+
+def load(folder: Path | str) -> Run:
+    """Open a run folder.
+
+    Raises:
+        RunError: there is no run in it.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise RunError(f"no run at {path}: looked for config.json in it")
+    return Run(path)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a run's config.json."""
+    flat = storage.read_json(path)
+    if not isinstance(flat, dict):
+        raise IntegrityError(f"{path} holds no configuration but {type(flat).__name__}")
+    return unflatten(flat)
