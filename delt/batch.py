@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from delt.artifacts.folder import verify
-from delt.config import FlatField, RunConfig, flat_fields, flatten
+from delt.config import FlatField, RunConfig, flat_fields
 from delt.errors import DeltError
+from delt.methods import said
 from delt.pipeline import absolute
 from delt.storage import make_folder
 
 NAME = "experiment"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 PRESET = {"dataset": "digits", "preset": "demo"}  # what the notebook does when it is opened and run as it is
 
 
@@ -45,7 +47,7 @@ def experiment(config: RunConfig, out: Path | str) -> tuple[Path, Path]:
     except OSError as error:
         raise DeltError(f"cannot use {folder}: {error.strerror or error}; choose another --out") from error
     notebook = folder / f"{NAME}.ipynb"
-    execute(template(), notebook, {**flatten(absolute(config)), "out": "run"})
+    execute(template(), notebook, {**said(absolute(config)), "out": "run"})
     page = to_html(notebook)
     if problems := verify(folder / "run"):  # a killed kernel can leave a notebook that says it completed
         raise DeltError(f"{folder / 'run'} is not whole: {problems[0]}")
@@ -78,11 +80,17 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
 
 
 def to_html(notebook: Path) -> Path:
-    """Write the HTML copy of a notebook beside it, pictures inside."""
+    """Write the HTML copy of a notebook beside it, pictures inside, without progress bars: those need a live kernel."""
+    import nbformat
     from nbconvert import HTMLExporter
 
     page = notebook.with_suffix(".html")
-    body, _ = HTMLExporter().from_filename(str(notebook))
+    book = nbformat.read(notebook, 4)
+    book.metadata.pop("widgets", None)
+    for cell in book.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    body, _ = HTMLExporter().from_notebook_node(book)
     page.write_text(body, encoding="utf-8")
     return page
 

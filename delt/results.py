@@ -20,6 +20,8 @@ from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, unflatten
 from delt.errors import IntegrityError, RunError
 
+ORDER = ("squeeze", "rank", "recover", "relabel", "evaluate", "diversity")
+
 
 @dataclass
 class Run:
@@ -91,7 +93,8 @@ class Run:
             f"{self.path}",
             f"{config.method} on {config.dataset}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
         ]
-        done = [f"{stage} {record['seconds']:.1f} s" for stage, record in RunFolder(self.path).records().items()]
+        records = sorted(RunFolder(self.path).records().items(), key=lambda item: ORDER.index(item[0]))
+        done = [f"{stage} {record['seconds']:.1f} s" for stage, record in records]
         facts.append("done: " + (", ".join(done) or "nothing yet"))
         if not self.manifest.get("complete"):
             return "\n".join([*facts, "not finished: give the command that started it again"])

@@ -60,7 +60,7 @@ def test_the_experiment_runs_and_goes_on(tmp_path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 6
     assert not [output for output in outputs if output["output_type"] == "error"]
     text = page.read_text(encoding="utf-8")
-    assert "data:image/png" in text and "top-1 soft labels" in text
+    assert "data:image/png" in text and "soft labels" in text and "widget-view" not in text
     assert (tmp_path / "out" / "run" / "controls" / "random" / "manifest.json").exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from delt.config import flatten
 from delt.errors import ConfigError
-from delt.methods import CONTROLS, METHODS, changed, configure, control_of
+from delt.methods import CONTROLS, METHODS, changed, configure, control_of, said
 
 
 def test_order_preset_method_fidelity_user():
@@ -110,6 +110,23 @@ def test_every_documented_value_can_be_said():
     assert configure("imagenet-1k", teacher_weights="train").teacher.weights == "train"
     assert configure("digits", preset="smoke", rank_images=0).rank.images == 0
     assert configure("digits", preset="demo", teacher_arch="mobilenet_v2").teacher.width is None  # 32 was chosen for convnet3
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"preset": "demo"},
+        {"preset": "smoke", "ipc": 7, "teacher_epochs": 9, "evaluate_students": "convnet4"},
+        {"method": "cda", "fidelity": "strict", "iterations": 60},
+        {"method": "random", "seed": 4},
+        {"ipc": 6, "iterations": 100, "sub_batches": 2, "round_iterations": 30, "evaluate_controls": []},
+    ],
+)
+def test_what_was_said_makes_the_configuration_again(given):
+    config = configure("digits", **given)
+    assert configure(**said(config)) == config
+    assert len(said(config)) <= 4 + len(given) + 2  # where it starts from, what was given, and the schedule that follows
 
 
 def test_controls_differ_from_the_run_only_where_they_must():

@@ -14,12 +14,12 @@ HEADS = {
     "recipe": "recipe",
     "student": "student",
     "epochs": "epochs",
-    "soft": "top-1 soft labels",
-    "hard": "top-1 hard labels",
-    "best": "best epoch*",
+    "soft": "soft labels",
+    "hard": "hard labels",
+    "best": "best*",
     "n": "n",
     "cosine": "cosine",
-    "work": "image-iterations",
+    "work": "img-it",
     "saved": "saved",
 }
 
@@ -67,9 +67,9 @@ def text(lines: Iterable[Mapping[str, Any]]) -> str:
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADS))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     rule = "-" * max(map(len, body))
-    note = "top-1: % on real test images after the last epoch, mean ± std over n students (soft/hard)\n"
-    note += "cosine: intra-class, lower is more diverse\n"
-    note += "* chosen by the test set itself: only for comparison with published values that were"
+    note = "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students\n"
+    note += "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved\n"
+    note += "* best epoch of the soft students, chosen by the test set itself: only beside published values that were"
     return "\n".join([body[0], rule, *body[1:], rule, note])
 
 

@@ -124,6 +124,14 @@ def changed(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     return _replaced(config, given)
 
 
+def said(config: RunConfig) -> Flat:
+    """The few settings from which `configure` makes this configuration: where it starts from, and what differs from there."""
+    flat = flatten(config)
+    given = {name: flat[name] for name in SELECTORS}
+    usual = flatten(configure(**given))
+    return given | {name: value for name, value in flat.items() if value != usual[name]}
+
+
 def control_of(config: RunConfig, name: str) -> RunConfig | None:
     """The configuration of a control beside a run; None where the run is that control itself."""
     if not config.recover.iterations and name == "one_sub_batch":
