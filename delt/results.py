@@ -104,7 +104,7 @@ class Run:
             "",
             *(
                 f"  {name}"
-                for name in ("config.json", "synthetic", "synthetic.parquet", *sorted(self._files))
+                for name in ("config.json", "synthetic/", *sorted(self._files))
                 if not name.startswith("synthetic/")
             ),
         ]
