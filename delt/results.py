@@ -102,11 +102,9 @@ class Run:
             "",
             self.table(),
             "",
-            *(
-                f"  {name}"
-                for name in ("config.json", "synthetic/", *sorted(self._files))
-                if not name.startswith("synthetic/")
-            ),
+            "  config.json",
+            "  synthetic/",
+            *(f"  {name}" for name in sorted(self._files) if not name.startswith("synthetic/")),
         ]
         return "\n".join(facts)
 

@@ -305,8 +305,9 @@ class RunFolder:
             raise IntegrityError(f"{name!r} is not a path inside {self.path}: allowed are plain relative ones")
         path = self.path / str(name)
         try:
-            within = path.resolve().is_relative_to(self.path.resolve())
-        except (OSError, RuntimeError):  # a loop of links
+            real = path.resolve()
+            within = real.is_relative_to(self.path.resolve()) and not any(part.is_symlink() for part in (real, *real.parents))
+        except (OSError, RuntimeError):  # a loop of links; from Python 3.13 on it is no error, and a link is left
             within = False
         if not within:
             raise IntegrityError(f"{name!r} leads out of {self.path} through a link")
