@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,6 @@ from delt.stages import recover as module
 from delt.stages.recover import PackTask, State, Step, jpeg75, kept_pixels, record_iterations, recover
 
 CLASSES, SIZE = 3, 8
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_teacher(channels: int = 3, std: float = 0.25, classes: int = CLASSES) -> Teacher:

@@ -164,15 +164,18 @@ def _handle(style: SetStyle, line: bool) -> Line2D:
 
 
 def dots(ax: Axes, x: Sequence[float], y: Sequence[float], style: SetStyle) -> None:
+    """Draw the students or classes of one set: filled dots, hollow ones for a dashed style."""
     edge, width = (style.colour, 0.9) if style.dashed else ("white", 0.5)
     ax.scatter(x, y, s=26, color=fill(style), edgecolors=edge, linewidths=width, zorder=3)
 
 
 def dash(style: SetStyle) -> Literal["-", "--"]:
+    """The line of a set."""
     return "--" if style.dashed else "-"
 
 
 def fill(style: SetStyle) -> str:
+    """The inside of a set's dots."""
     return "white" if style.dashed else style.colour
 
 
@@ -188,6 +191,7 @@ def on(colour: str) -> str:
 
 
 def many(count: int, noun: str, plural: str = "s") -> str:
+    """A count with its noun, e.g. `3 classes`."""
     return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
