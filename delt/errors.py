@@ -35,6 +35,19 @@ class RunError(DeltError):
     """A run folder cannot be used as asked (another configuration, another process)."""
 
 
+class Stopped(DeltError):
+    """The work was stopped on request, between two steps; the same command goes on where it was.
+
+    A listener raises it; `partial` is what was made so far, where that can be used (a SyntheticSet of `recover`).
+    """
+
+    exit_code = 130
+
+    def __init__(self, message: str = "stopped; the same command goes on where it was", partial: object = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
 def unknown(what: str, given: object, allowed: Iterable[str], error: type[DeltError] = ConfigError) -> DeltError:
     """Return the error for a name that is not in a table: with the nearest name, or all where none is near.
 

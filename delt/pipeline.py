@@ -32,7 +32,7 @@ from delt.config import RunConfig, flatten
 from delt.data.images import RealSet
 from delt.data.load import open_set, require_images
 from delt.data.specs import OWN_FOLDER, spec_of
-from delt.errors import IntegrityError, RunError, TeacherError, unknown
+from delt.errors import IntegrityError, RunError, Stopped, TeacherError, unknown
 from delt.methods import control_of
 from delt.models.zoo import build, has_batchnorm
 from delt.progress import Bars, Meter
@@ -49,7 +49,7 @@ STAGES = ("squeeze", "rank", "recover", "relabel", "evaluate")
 Keys = dict[str, Any]  # what a stage's result depends on
 
 
-def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener: Emit | None = None) -> Run:
+def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener: Emit | None = None, watch: bool = False) -> Run:
     """Do what is missing of a run, up to and including a stage, and return the folder opened for reading.
 
     A stage whose artefacts stand and verify is skipped; one that was stopped goes on from its checkpoints.
@@ -58,9 +58,12 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
         config: see `delt.methods.configure`.
         out: run folder; made where it is missing.
         until: the last stage to do.
-        listener: receives progress events; by default they become progress bars.
+        listener: receives progress events; by default they become progress bars. Work in this process (one worker) waits
+            while it does not return, and is stopped where it raises `Stopped`.
+        watch: the events of recover carry the images as they are, as `frame` (delt.artifacts.snapshots.Frame).
 
     Raises:
+        Stopped: the listener said so; its `partial` is the unfinished SyntheticSet where recover was stopped.
         DeltError: bad settings or data (before any long work), standing artefacts of another configuration, a teacher
             that is too weak.
     """
@@ -70,7 +73,7 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     config = absolute(replace(config, runtime=resolve(config.runtime)))
     with settings(config.runtime), RunFolder(Path(out)).hold() as folder, Pool(config.runtime) as pool:
         try:
-            Pipeline(config, folder, pool, Meter(folder.path / "metrics.jsonl", listener or bars)).go(until)
+            Pipeline(config, folder, pool, Meter(folder.path / "metrics.jsonl", listener or bars), watch=watch).go(until)
         finally:
             bars.close()
     return load(out)
@@ -101,6 +104,7 @@ class Pipeline:
     emit: Emit
     name: str = ""  # of the control; "" for the run itself
     given: RealSet | None = field(default=None, repr=False)
+    watch: bool = False
 
     def go(self, until: str) -> None:
         """Do the stages up to `until`, for the run and its controls; the manifest comes last."""
@@ -199,6 +203,8 @@ class Pipeline:
         """Optimise the images and write them with their history."""
         with self.stage("recover", self.recover_keys(teacher)) as (job, files):
             synthetic = recover(teacher, patches, self.config.recover, job)
+            if not synthetic.complete:
+                raise Stopped(partial=synthetic)
             files += synthetic.save(self.folder.path)
             if synthetic.snapshots:
                 files += synthetic.snapshots.save(self.folder.path)
@@ -369,7 +375,7 @@ class Pipeline:
         work = self.folder.work(name, keys | self.machine_keys())
         reset_peak(self.config.runtime)
         begun = time.monotonic()
-        yield Job(self.config.seed, self.config.runtime, work, self.named, self.pool), files
+        yield Job(self.config.seed, self.config.runtime, work, self.named, self.pool, self.watch), files
         self.folder.commit(name, keys, files, time.monotonic() - begun, peak_memory(self.config.runtime))
 
 

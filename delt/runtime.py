@@ -39,13 +39,18 @@ def silent(event: dict[str, Any]) -> None:
 
 @dataclass
 class Job:
-    """What a stage needs besides its inputs: the seed, the machine, a place for checkpoints, an ear for progress."""
+    """What a stage needs besides its inputs: the seed, the machine, a place for checkpoints, an ear for progress.
+
+    The ear holds the reins, too: it is called between two steps, so work waits as long as it does not return, and ends
+    where it raises `Stopped`. Only work in worker processes does not hear that before its end.
+    """
 
     seed: int = 0
     runtime: RuntimeConfig = RuntimeConfig()
     work: Path | None = None  # folder for checkpoints and finished units; None keeps all in memory
     emit: Emit = silent
     pool: Pool | None = None
+    watch: bool = False  # events of recover carry the images as they are: see delt.artifacts.snapshots.Frame
 
     @property
     def device(self) -> torch.device:

@@ -23,7 +23,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"analysis"},
     {"plots", "progress", "results"},
     {"pipeline"},
-    {"batch"},
+    {"batch", "lab"},
     {"cli"},
     {"__main__"},
 ]

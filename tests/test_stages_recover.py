@@ -20,7 +20,7 @@ from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RecoverConfig, RuntimeConfig
 from delt.data.images import denormalise, normalise
-from delt.errors import ConfigError, DeltError
+from delt.errors import ConfigError, DeltError, Stopped
 from delt.grouping import Group, make_groups
 from delt.models import zoo
 from delt.runtime import Job, Pool, resolve
@@ -580,3 +580,79 @@ def test_other_arithmetic_runs_and_lands_near(runtime: dict[str, Any]) -> None:
     plain = recover(teacher, make_patches(4), settings, job()).images.double()
     made = recover(teacher, make_patches(4), settings, Job(0, RuntimeConfig(device="cpu", **runtime))).images.double()
     assert (made - plain).abs().mean() < (3 if "precision" in runtime else 0.5)
+
+
+# ------------------------------------------------------------------------------------------ watched, and stopped on request
+
+
+def stop_at_report(steps: int) -> Any:
+    """A listener that raises `Stopped` at its (steps + 1)-th report of the recover stage; the first comes before any step."""
+    left = [steps]
+
+    def listener(event: dict[str, Any]) -> None:
+        if "done" in event:
+            if left[0] == 0:
+                raise Stopped
+            left[0] -= 1
+
+    return listener
+
+
+@pytest.fixture
+def beat_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.Pulse, "every", -1.0)
+
+
+@pytest.mark.usefixtures("beat_each_step")
+@pytest.mark.parametrize("steps", [0, 1, 5, 8])
+def test_stopped_it_is_a_usable_part_and_goes_on_with_the_same_bits(tmp_path: Path, steps: int) -> None:
+    teacher, patches, settings = make_teacher(), make_patches(3), config(record_count=4)
+    whole = recover(teacher, patches, settings, job())
+    part = recover(teacher, patches, settings, job(work=tmp_path, emit=stop_at_report(steps)))
+    assert whole.complete and not part.complete
+    assert part.iterations.view(CLASSES, 3).tolist() == [[max(0, steps - 3 * k) for k in range(3)]] * CLASSES
+    waiting = part.iterations == 0
+    assert patches.images is not None and torch.equal(part.images[waiting], patches.images[waiting])
+    assert part.snapshots is not None and whole.snapshots is not None
+    shots = part.snapshots
+    assert all(torch.equal(shots.of_class(c)[-1], part.images[part.labels == c]) for c in range(CLASSES))
+    assert shots.iterations[-1].eq(steps).all()
+    assert torch.equal(shots.images[:-1], whole.snapshots.images[: len(shots.images) - 1])
+    assert same(recover(teacher, patches, settings, job(work=tmp_path)), whole)
+
+
+@pytest.mark.usefixtures("beat_each_step")
+def test_stopped_between_groups_the_rest_is_not_begun(tmp_path: Path) -> None:
+    teacher, patches, settings = make_teacher(), make_patches(3), config(group_size=3, record_count=4)
+    part = recover(teacher, patches, settings, job(work=tmp_path, emit=stop_at_report(11 + 5)))  # 11 reports of the first group
+    assert part.iterations.view(CLASSES, 3).tolist() == [[9, 6, 3], [5, 2, 0], [0, 0, 0]]
+    assert patches.images is not None and torch.equal(part.images[6:], patches.images[6:])
+    shots = part.snapshots
+    assert shots is not None and shots.iterations[-1].tolist() == [9] * 3 + [5] * 3 + [0] * 3
+    assert all(torch.equal(shots.of_class(c)[-1], part.images[part.labels == c]) for c in range(CLASSES))
+    part.save(tmp_path / "saved")
+    assert SyntheticSet.load(tmp_path / "saved").complete is False
+    assert same(recover(teacher, patches, settings, job(work=tmp_path)), recover(teacher, patches, settings, job()))
+
+
+@pytest.mark.usefixtures("beat_each_step")
+@pytest.mark.parametrize("packing", [1, 3])
+def test_who_watches_sees_the_images_as_they_are(packing: int) -> None:
+    events: list[dict[str, Any]] = []
+    settings = config(group_size=3, record_iterations=(0, 4, 8), record_classes=("class 0", "class 2"))
+    seen = recover(make_teacher(), make_patches(3), settings, job(packing=packing, emit=events.append, watch=True))
+    assert same(seen, recover(make_teacher(), make_patches(3), settings, job(packing=packing)))
+    frames = [event["frame"] for event in events if "frame" in event and event["frame"].labels]
+    first = [frame for frame in frames if frame.labels[0] == 0]
+    shots = seen.snapshots
+    assert shots is not None
+    for s, t in enumerate((0, 4, 8)):
+        (frame,) = [frame for frame in first if frame.iteration == t]
+        rows = [
+            list(zip(shots.labels.tolist(), shots.sub_batch.tolist(), strict=True)).index(key)
+            for key in zip(frame.labels, frame.sub_batch, strict=True)
+        ]
+        assert np.array_equal(frame.images, shots.images[s, rows].numpy()) and frame.iterations == 9
+    assert first[0].readings == [] and first[0].active == 0 and first[5].active == 2 * packing
+    assert first[5].readings == [reading for reading in shots.readings if reading["iteration"] == 4][:packing]
+    assert not [event for event in events if "frame" in event and isinstance(event["frame"].images, Tensor)]

@@ -7,12 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from delt import storage
 
 FILE = "snapshots.safetensors"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The recorded images of a pack in the middle of the work; plain arrays, so that it may cross processes."""
+
+    iteration: int  # iterations done
+    iterations: int  # of the whole run
+    images: np.ndarray  # uint8 [R,C,H,W]
+    labels: tuple[int, ...]  # [R]
+    sub_batch: tuple[int, ...]  # [R]
+    active: int  # images of the pack that were optimised in the last step
+    size: int  # images of the pack
+    readings: list[dict[str, Any]]  # losses of the last step, as in `Snapshots`; empty before the first
 
 
 @dataclass

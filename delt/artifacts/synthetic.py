@@ -39,6 +39,7 @@ class SyntheticSet:
     iterations: Tensor  # int64 [N], pixel updates that the image had
     source: list[str]  # what started each image, such as "train/123" or "noise"
     seed: int
+    complete: bool = True  # False: the synthesis was stopped; `iterations` are the updates that were made
     snapshots: Snapshots | None = field(default=None, compare=False, repr=False)  # how they came to be; a file of its own
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class SyntheticSet:
             }
         )
         # What the rows cannot say: classes without an image, the shape and seed of an empty set.
-        facts = {"classes": list(self.classes), "shape": list(self.images.shape[1:]), "seed": self.seed}
+        facts = {"classes": list(self.classes), "shape": list(self.images.shape[1:]), "seed": self.seed, "complete": self.complete}
         sink = io.BytesIO()
         pyarrow.parquet.write_table(table.replace_schema_metadata({"delt": storage.json_bytes(facts)}), sink)
         return sink.getvalue()
@@ -110,6 +111,7 @@ class SyntheticSet:
             # Names are made again, not believed: a table cannot point anywhere else.
             agree = columns["file"] == [f"synthetic/{name}" for name in file_names(labels, classes)]
             parts = (labels, classes, sub_batch, iterations, [str(source) for source in columns["source"]], int(facts["seed"]))
+            complete = facts.get("complete", True) is True
         except Exception as error:  # pyarrow promises no types, and any of them means the same here
             raise IntegrityError(f"{path} is not a table of synthetic images: {error}") from error
         if not agree:
@@ -118,7 +120,7 @@ class SyntheticSet:
         for row, name in enumerate(columns["file"]):
             images[row] = read_png(folder / name, (channels, height, width))
         try:
-            return cls(images, *parts)
+            return cls(images, *parts, complete=complete)
         except DataError as error:
             raise IntegrityError(f"{path} is damaged: {error}") from error
 

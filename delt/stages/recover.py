@@ -13,9 +13,9 @@ import io
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from torch.nn import functional as F
 
 from delt import storage
 from delt.artifacts.ranking import Patches
-from delt.artifacts.snapshots import Snapshots
+from delt.artifacts.snapshots import Frame, Snapshots
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RecoverConfig
 from delt.data.augment import axis_operator, draw_boxes, warp
 from delt.data.images import denormalise, normalise
-from delt.errors import ConfigError, DeltError, unknown
+from delt.errors import ConfigError, DeltError, Stopped, unknown
 from delt.grouping import Group, make_groups, packs
 from delt.models.statistics import StatisticsMatch
 from delt.runtime import Emit, Job, autocast, device_of, laid_out, resolve, settings, stream
@@ -43,6 +43,9 @@ RECORD_BYTES = 64 * 2**20  # of snapshots, where the configuration does not say 
 
 def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job | None = None) -> SyntheticSet:
     """Optimise the starting images of every class; the result carries its history as `snapshots`.
+
+    Where the job's listener raises `Stopped`, the current step is finished, a checkpoint written, and the images are
+    returned as they are, with `complete` False.
 
     Args:
         teacher: frozen network with BatchNorm2d layers; its card holds the normalisation.
@@ -58,12 +61,12 @@ def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job 
     config = replace(config, flip=teacher.card.flip if config.flip is None else config.flip)
     schedule = plan(config.iterations, patches.ipc, config.round_iterations, config.sub_batches)
     if not schedule.iterations:
-        return _collect(teacher, patches, schedule, [], _starting_pixels(teacher, patches, job.seed), job.seed)
+        return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
     groups = make_groups(
         len(teacher.card.classes), schedule, config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds
     )
     job.emit({"stage": "recover", "total": sum(group.schedule.image_iterations for group in groups), "unit": "img-it"})
-    local = Job(job.seed, runtime, job.work)  # the pool and the listener stay with this process
+    local = Job(job.seed, runtime, job.work, watch=job.watch)  # the pool and the listener stay with this process
     shortest = min(group.schedule.iterations for group in groups)
     marks = record_iterations(config, schedule.iterations, shortest)
     classes = recorded_classes(config, teacher, patches.ipc * (len(marks) + 1))
@@ -75,8 +78,10 @@ def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job 
     images = torch.empty(_shape(teacher, patches.ipc), dtype=torch.uint8)
     for task, unit in zip(tasks, units, strict=True):
         images[task.places(patches.ipc)] = unit.images
-    synthetic = _collect(teacher, patches, schedule, groups, images, job.seed)
-    return replace(synthetic, snapshots=_snapshots(tasks, units, schedule))
+    done = {group: unit.iterations for task, unit in zip(tasks, units, strict=True) for group in task.groups}
+    synthetic = _collect(teacher, patches, schedule, done, images, job.seed)
+    complete = all(done[group] == group.schedule.iterations for group in groups)
+    return replace(synthetic, complete=complete, snapshots=_snapshots(tasks, units, schedule))
 
 
 def recorded_classes(config: RecoverConfig, teacher: Teacher, images: int) -> frozenset[int]:
@@ -157,10 +162,11 @@ class PackTask:
 
 @dataclass
 class Unit:
-    """A finished pack: images and recorded snapshots in the task's row order."""
+    """A pack that is finished, or stopped before: images and recorded snapshots in the task's row order."""
 
     images: Tensor  # uint8 [n*G,C,H,W]
     recorded: Tensor  # uint8 [S,R,C,H,W]
+    iterations: int  # that were done
     readings: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -196,38 +202,47 @@ def recover_pack(task: PackTask, emit: Emit) -> Unit:
     saved = slots.load() if slots else None
     if saved and saved[1].get("finished"):
         emit({"stage": "recover", "done": task.schedule.image_iterations * len(task.groups)})
-        return Unit(saved[0]["images"], saved[0]["recorded"], saved[1]["readings"])
+        return Unit(saved[0]["images"], saved[0]["recorded"], task.schedule.iterations, saved[1]["readings"])
     unit = _optimise(task, emit, slots, saved)
-    if slots:
+    if slots and unit.iterations == task.schedule.iterations:
         slots.save({"images": unit.images, "recorded": unit.recorded}, {"readings": unit.readings, "finished": True})
     return unit
 
 
 def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> Unit:
-    schedule, runtime, device = task.schedule, task.job.runtime, device_of(task.job.runtime)
+    runtime, device = task.job.runtime, device_of(task.job.runtime)
     teacher = task.teacher.to(device)
     state = _start(task, device)
     if saved:
         state.load(*saved)
     step = Step(task, teacher, device)
-    marks = Counter(task.marks)
-    pulse = Pulse(emit, _work_until(schedule, state.t) * len(task.groups))
-    clock = time.monotonic()
+    pulse = Pulse(emit, (lambda: step.frame(state)) if task.job.watch else None, _work_until(task.schedule, state.t) * len(task.groups))
     with settings(runtime), StatisticsMatch(teacher.model, len(task.groups), task.config.first_bn_multiplier) as match:
-        for t in range(state.t, schedule.iterations):
-            if t in marks:
-                state.recorded += [step.watched_pixels(state)] * marks[t]
-            if step.active(t):  # none before the first join of a group without early images
-                losses = step(state, match)
-                if t in marks:
-                    state.readings.extend(step.readings(t, losses))
-            state.t = t + 1
-            pulse.beat(step.active(t))
-            if slots and time.monotonic() - clock > runtime.checkpoint_seconds:
+        try:
+            _steps(step, state, match, pulse, slots)
+        except Stopped:  # a listener's word, which comes between two steps
+            if slots and state.t:
                 state.save(slots)
-                clock = time.monotonic()
-    pulse.beat(0, last=True)
     return step.finish(state)
+
+
+def _steps(step: Step, state: State, match: StatisticsMatch, pulse: Pulse, slots: storage.Slots | None) -> None:
+    """Take the steps from `state.t` to the end; the pulse may raise `Stopped` between two of them."""
+    task, marks, clock = step.task, Counter(step.task.marks), time.monotonic()
+    pulse.beat(0, now=True)
+    for t in range(state.t, task.schedule.iterations):
+        if t in marks:
+            state.recorded += [step.watched_pixels(state)] * marks[t]
+        if step.active(t):  # none before the first join of a group without early images
+            losses = step(state, match)
+            if t in marks:
+                state.readings.extend(step.readings(t, losses))
+        state.t = t + 1
+        if slots and time.monotonic() - clock > task.job.runtime.checkpoint_seconds:
+            state.save(slots)
+            clock = time.monotonic()
+        pulse.beat(step.active(t))
+    pulse.beat(0, now=True)
 
 
 class Step:
@@ -245,6 +260,7 @@ class Step:
         shape = (1, self.card.channels, 1, 1)
         mean, std = torch.tensor(self.card.mean).view(shape), torch.tensor(self.card.std).view(shape)
         self.low, self.high = (-mean / std).to(device), ((1 - mean) / std).to(device)
+        self.last: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest iteration and its losses
 
     def active(self, t: int) -> int:
         """Images that are optimised at iteration t, over all groups of the pack."""
@@ -262,7 +278,9 @@ class Step:
         (gradient,) = torch.autograd.grad(loss, images)
         with torch.no_grad():
             self.adam(state, gradient, count)
-        return entropy.detach(), distance.detach()
+        losses = entropy.detach(), distance.detach()
+        self.last = t, losses
+        return losses
 
     def augment(self, images: Tensor, t: int) -> Tensor:
         """Crop, mirror and shift: one draw per group and iteration (per sub-batch too where each has its own clock)."""
@@ -322,12 +340,21 @@ class Step:
         """The recorded images as they are now, uint8 [R,C,H,W] on the CPU."""
         return denormalise(state.images.detach()[self.watched], self.card.mean, self.card.std).cpu()
 
+    def frame(self, state: State) -> Frame:
+        """What a listener that watches gets to see."""
+        depth, rows = self.depth.tolist(), self.task.watched.tolist()
+        labels = tuple(self.task.members[row][0] for row in rows)
+        images = self.watched_pixels(state).numpy()
+        active = self.active(self.last[0]) if self.last else 0
+        readings = list(self.readings(*self.last)) if self.last else []
+        return Frame(state.t, self.task.iterations, images, labels, tuple(depth[row] for row in rows), active, len(depth), readings)
+
     def finish(self, state: State) -> Unit:
-        """The finished images in the pixels that are kept."""
+        """The images as they are in the pixels that are kept."""
         if not torch.isfinite(state.images).all():
             raise DeltError(f"recover: pixels of group {self.task.groups[0].key} are not finite; lower recover_lr")
         images = kept_pixels(state.images.detach(), self.card.mean, self.card.std, self.config.save)
-        return Unit(images, torch.stack([*state.recorded, images[self.task.watched]]), state.readings)
+        return Unit(images, torch.stack([*state.recorded, images[self.task.watched]]), state.t, state.readings)
 
     def readings(self, t: int, losses: tuple[Tensor, Tensor]) -> Iterator[dict[str, Any]]:
         """Loss terms at iteration t, one row per group; cross-entropy per sub-batch (None: it is empty), statistics are joint."""
@@ -344,16 +371,19 @@ class Step:
 
 @dataclass
 class Pulse:
-    """Reports finished image-iterations a few times per second."""
+    """Reports finished image-iterations a few times per second, with a frame where somebody watches."""
 
     emit: Emit
+    look: Callable[[], Frame] | None = None
+    every: ClassVar[float] = 0.25  # seconds
     pending: int = 0
     last: float = 0.0
 
-    def beat(self, amount: int, last: bool = False) -> None:
+    def beat(self, amount: int, now: bool = False) -> None:
         self.pending += amount
-        if last or time.monotonic() - self.last > 0.25:
-            self.emit({"stage": "recover", "done": self.pending})
+        if now or time.monotonic() - self.last > self.every:
+            seen = {"frame": self.look()} if self.look else {}
+            self.emit({"stage": "recover", "done": self.pending, **seen})
             self.pending, self.last = 0, time.monotonic()
 
 
@@ -408,12 +438,13 @@ def _shape(teacher: Teacher, ipc: int) -> tuple[int, int, int, int]:
     return (len(card.classes) * ipc, card.channels, card.size, card.size)
 
 
-def _collect(teacher: Teacher, patches: Patches, schedule: Schedule, groups: Sequence[Group], images: Tensor, seed: int) -> SyntheticSet:
+def _collect(teacher: Teacher, patches: Patches, schedule: Schedule, done: Mapping[Group, int], images: Tensor, seed: int) -> SyntheticSet:
+    """The set of these images; `done` holds the iterations of each group, which may be fewer than the class's."""
     classes, depth = teacher.card.classes, torch.tensor(schedule.sub_batch_of)
     iterations = torch.zeros(len(images), dtype=torch.long)
-    for group in groups:  # a group's run may be shorter than the class's: see drop_empty_rounds
+    for group, end in done.items():
         for (c, i), k in zip(group.members, group.schedule.sub_batch_of, strict=True):
-            iterations[c * patches.ipc + i] = group.schedule.updates[k]
+            iterations[c * patches.ipc + i] = max(0, end - group.schedule.joins[k])
     return SyntheticSet(
         images=images,
         labels=torch.arange(len(classes)).repeat_interleave(patches.ipc),
@@ -427,12 +458,15 @@ def _collect(teacher: Teacher, patches: Patches, schedule: Schedule, groups: Seq
 
 def _snapshots(tasks: list[PackTask], units: list[Unit], schedule: Schedule) -> Snapshots:
     """Put the recorded images and the loss readings of all packs side by side."""
-    iterations, members = [], []
-    for task in tasks:
-        marks = [*task.marks, task.schedule.iterations]
-        iterations.append(torch.tensor(marks).unsqueeze(1).expand(-1, len(task.watched)))
+    iterations, members, recorded = [], [], []
+    longest = max(len(unit.recorded) for unit in units)
+    for task, unit in zip(tasks, units, strict=True):
+        shots = [*range(len(unit.recorded)), *[-1] * (longest - len(unit.recorded))]  # one that was stopped early stays as it is
+        marks = [*task.marks[: len(unit.recorded) - 1], unit.iterations]
+        iterations.append(torch.tensor(marks)[shots].unsqueeze(1).expand(-1, len(task.watched)))
+        recorded.append(unit.recorded[shots])
         members += [task.members[row] for row in task.watched.tolist()]
     labels = torch.tensor([c for c, _ in members], dtype=torch.long)
     depth = torch.tensor([schedule.sub_batch_of[i] for _, i in members], dtype=torch.long)
     readings = [reading for unit in units for reading in unit.readings]
-    return Snapshots(torch.cat([unit.recorded for unit in units], 1), torch.cat(iterations, 1), labels, depth, readings)
+    return Snapshots(torch.cat(recorded, 1), torch.cat(iterations, 1), labels, depth, readings)
