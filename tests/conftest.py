@@ -38,3 +38,11 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("no real data beside the repository")
     return folder
+
+
+@pytest.fixture
+def beat_each_step(monkeypatch):
+    """Recover reports at every step, not four times per second."""
+    from delt.stages.recover import Pulse
+
+    monkeypatch.setattr(Pulse, "every", -1.0)

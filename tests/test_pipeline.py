@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from delt.artifacts.folder import RunFolder
 from delt.artifacts.teacher import Teacher
 from delt.errors import DataError, DeltError, IntegrityError, RunError, Stopped, TeacherError
 from delt.pipeline import STAGES
-from delt.stages.recover import Pulse
 from delt.storage import sha256_file
 
 
@@ -314,26 +312,19 @@ def test_stopped_at_many_points_it_ends_with_the_same_bits(reference, tmp_path, 
     assert content(tmp_path / "run") == content(reference.path) and delt.verify(tmp_path / "run") == []
 
 
+@pytest.mark.usefixtures("beat_each_step")
 def test_stopped_by_its_listener_the_part_is_handed_over_and_the_run_goes_on(reference, tmp_path):
     def listener(event):
         if event.get("frame") is not None and event["frame"].iteration > 3:
             raise Stopped
 
-    with pytest.raises(Stopped, match="the same command goes on") as caught, monkeypatched_pulse():
+    with pytest.raises(Stopped, match="the same command goes on") as caught:
         delt.run(grouped(), tmp_path / "run", listener=listener, watch=True)
     part = caught.value.partial
     assert not part.complete and part.iterations.max() == 4 and part.iterations[-1] == 0
     assert "recover" not in RunFolder(tmp_path / "run").records()
     delt.run(grouped(), tmp_path / "run", listener=quiet)
     assert content(tmp_path / "run") == content(reference.path) and delt.verify(tmp_path / "run") == []
-
-
-@contextmanager
-def monkeypatched_pulse():
-    """Reports of recover at every step."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pulse, "every", -1.0)
-        yield
 
 
 def test_killed_it_ends_with_the_same_bits(reference, tmp_path):

@@ -598,11 +598,6 @@ def stop_at_report(steps: int) -> Any:
     return listener
 
 
-@pytest.fixture
-def beat_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.Pulse, "every", -1.0)
-
-
 @pytest.mark.usefixtures("beat_each_step")
 @pytest.mark.parametrize("steps", [0, 1, 5, 8])
 def test_stopped_it_is_a_usable_part_and_goes_on_with_the_same_bits(tmp_path: Path, steps: int) -> None:

@@ -1,0 +1,110 @@
+"""How long will the synthesis take? A short measurement on this machine, then arithmetic over the schedule.
+
+`measure(config).synthesis(groups)` times a few real steps of recover at two or three batch sizes, with a network of the
+teacher's architecture: the time does not depend on what the network knows, so none has to be trained first.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from delt.analysis.table import schedule_of
+from delt.artifacts.teacher import Teacher, TeacherCard
+from delt.config import RunConfig
+from delt.data.specs import spec_of
+from delt.grouping import Group, make_groups, packs
+from delt.models import zoo
+from delt.models.statistics import StatisticsMatch
+from delt.runtime import Job, resolve, settings
+from delt.schedule import Schedule
+from delt.stages.recover import PackTask, State, Step
+
+STEPS = 5  # timed at each size; their median counts, and one more warms up
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one iteration by the images in it, as measured; between and beyond the measured sizes along straight lines."""
+
+    images: tuple[int, ...]  # ascending
+    seconds: tuple[float, ...]
+
+    def iteration(self, images: int) -> float:
+        """Seconds of an iteration with this many active images."""
+        if not images:
+            return 0.0
+        if len(self.images) > 1 and images > self.images[-1]:
+            (a, b), (s, t) = self.images[-2:], self.seconds[-2:]
+            return t + max(0.0, (t - s) / (b - a)) * (images - b)
+        return float(np.interp(images, self.images, self.seconds))
+
+    def rate(self, images: int) -> float:
+        """Image-iterations per second with this many active images."""
+        return images / self.iteration(images)
+
+    def synthesis(self, groups: Sequence[Group], packing: int = 1) -> float:
+        """Seconds of the whole synthesis in one process."""
+        return sum(self._pack(pack[0].schedule, len(pack)) for pack in packs(groups, packing))
+
+    def _pack(self, schedule: Schedule, groups: int) -> float:
+        return sum((part.stop - part.start) * self.iteration(part.images * groups) for part in schedule.rounds)
+
+
+def groups_of(config: RunConfig, classes: int) -> list[Group]:
+    """The groups that a run of this configuration optimises; none where nothing is optimised."""
+    recover, schedule = config.recover, schedule_of(config)
+    if not schedule.iterations:
+        return []
+    return make_groups(classes, schedule, recover.grouping, recover.group_size, recover.group_cut, recover.drop_empty_rounds)
+
+
+def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: float = 2.0) -> Speed:
+    """Time steps of recover at these batch sizes, smallest first, and leave out what would not fit into `budget` seconds.
+
+    Args:
+        config: its data set, teacher architecture, augmentation and runtime are those measured.
+    """
+    teacher, found = _stand_in(config), {}
+    begun = time.monotonic()
+    for size in sorted(sizes):
+        if found:
+            known = Speed(tuple(found), tuple(found.values()))
+            expected = (STEPS + 1) * known.seconds[-1] * size / known.images[-1]
+            if time.monotonic() - begun + expected > budget:
+                break
+        found[size] = _seconds(teacher, config, size)
+    return Speed(tuple(found), tuple(found.values()))
+
+
+def _stand_in(config: RunConfig) -> Teacher:
+    """An untrained network of the teacher's shape."""
+    spec = spec_of(config.dataset)
+    classes, channels, size = spec.count or 10, spec.channels or 3, config.data.size or spec.size or 64
+    model = zoo.build(config.teacher.arch, classes, channels, size, config.teacher.width, generator_seed=0)
+    names, grey = tuple(map(str, range(classes))), (0.5,) * channels
+    return Teacher(
+        model, TeacherCard(config.teacher.arch, config.teacher.width, names, channels, size, grey, grey, False, "", 0.0, "", "", {})
+    )
+
+
+def _seconds(teacher: Teacher, config: RunConfig, size: int) -> float:
+    """Median seconds of a step with `size` images."""
+    job = Job(config.seed, resolve(config.runtime))
+    classes = len(teacher.card.classes)
+    group = Group(tuple((i % classes, i // classes) for i in range(size)), Schedule(STEPS + 1, STEPS + 1, (size,)))
+    task = PackTask(teacher, [group], None, config.recover, frozenset(), (), STEPS + 1, job)
+    images = torch.zeros(size, teacher.card.channels, teacher.card.size, teacher.card.size, device=job.device)
+    state, times = State(images, torch.zeros_like(images), torch.zeros_like(images)), []
+    step = Step(task, teacher.to(job.device), job.device)
+    with settings(job.runtime), StatisticsMatch(teacher.model, 1, config.recover.first_bn_multiplier) as match:
+        for state.t in range(STEPS + 1):
+            begun = time.perf_counter()
+            step(state, match)[0].sum().item()  # waits for a GPU
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
