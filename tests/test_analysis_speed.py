@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import delt
-from delt.analysis.speed import Speed, groups_of, measure
+from delt.analysis.speed import Speed, duration, groups_of, measure
 from delt.grouping import make_groups
 from delt.schedule import plan
 
@@ -35,6 +35,19 @@ def test_the_synthesis_is_the_sum_over_its_iterations(classes: int, ipc: int, pa
                 slow += KNOWN.iteration(together * sum(n for n, join in zip(schedule.sizes, schedule.joins, strict=True) if join <= t))
             left -= together
     assert KNOWN.synthesis(groups, packing) == pytest.approx(slow)
+
+
+def test_what_is_left_shrinks_to_nothing() -> None:
+    groups = make_groups(4, plan(40, 50, 5, 4))
+    total = sum(group.schedule.image_iterations for group in groups)
+    left = [KNOWN.synthesis(groups, 1, done) for done in range(0, total + 1, total // 20)]
+    assert left == sorted(left, reverse=True) and left[0] == KNOWN.synthesis(groups) and KNOWN.synthesis(groups, 1, total) == 0
+    first = sum(KNOWN.iteration(n) for n in (26,) * 5)  # the first round: 13 images of two classes, five iterations
+    assert left[0] - KNOWN.synthesis(groups, 1, 5 * 26) == pytest.approx(first)
+
+
+def test_durations_in_words() -> None:
+    assert [duration(seconds) for seconds in (1.44, 14.4, 200, 9000)] == ["1.4 s", "14 s", "3 min", "2.5 h"]
 
 
 def test_nothing_costs_nothing() -> None:

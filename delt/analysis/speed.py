@@ -48,12 +48,17 @@ class Speed:
         """Image-iterations per second with this many active images."""
         return images / self.iteration(images)
 
-    def synthesis(self, groups: Sequence[Group], packing: int = 1) -> float:
-        """Seconds of the whole synthesis in one process."""
-        return sum(self._pack(pack[0].schedule, len(pack)) for pack in packs(groups, packing))
-
-    def _pack(self, schedule: Schedule, groups: int) -> float:
-        return sum((part.stop - part.start) * self.iteration(part.images * groups) for part in schedule.rounds)
+    def synthesis(self, groups: Sequence[Group], packing: int = 1, done: int = 0) -> float:
+        """Seconds of the whole synthesis in one process, or of what is left when `done` image-iterations were made."""
+        seconds = 0.0
+        for pack in packs(groups, packing):
+            for part in pack[0].schedule.rounds:
+                images = part.images * len(pack)
+                work = (part.stop - part.start) * images
+                made = min(done, work)
+                done -= made
+                seconds += (work - made) / images * self.iteration(images) if images else 0.0
+        return seconds
 
 
 def groups_of(config: RunConfig, classes: int) -> list[Group]:
@@ -62,6 +67,19 @@ def groups_of(config: RunConfig, classes: int) -> list[Group]:
     if not schedule.iterations:
         return []
     return make_groups(classes, schedule, recover.grouping, recover.group_size, recover.group_cut, recover.drop_empty_rounds)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 1.4 s, 14 s, 3 min, 2.5 h.
+
+    >>> duration(200)
+    '3 min'
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: float = 2.0) -> Speed:

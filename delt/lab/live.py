@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from delt.analysis.speed import Speed, duration, groups_of
 from delt.analysis.table import schedule_of
 from delt.artifacts.snapshots import Frame, Snapshots
 from delt.artifacts.synthetic import SyntheticSet
@@ -18,7 +19,7 @@ from delt.config import RunConfig
 from delt.errors import DeltError, Stopped
 from delt.pipeline import run
 from delt.results import Run
-from delt.schedule import Schedule
+from delt.runtime import resolve
 
 WINDOW = 3.0  # seconds that the rate is taken over
 DOING = {"squeeze": "training the teacher", "rank": "ranking real patches", "recover": "optimising images"}
@@ -33,13 +34,14 @@ class LiveRun:
         config: see `delt.methods.configure`; the work is done in this process, whatever `workers` says.
         out: run folder.
         heard: called in the background thread whenever something changed, a few times per second.
+        speed: as measured; lets the time left know that rounds with few images are slow for each of them.
 
     `status` is one of ready, running, paused, stopping, stopped, done, failed.
     """
 
-    def __init__(self, config: RunConfig, out: Path | str, heard: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, config: RunConfig, out: Path | str, heard: Callable[[], None] = lambda: None, speed: Speed | None = None) -> None:
         self.config, self.out, self.heard = replace(config, runtime=replace(config.runtime, workers=1)), Path(out), heard
-        self.schedule: Schedule = schedule_of(config)
+        self.speed, self.schedule = speed, schedule_of(config)
         self.status, self.stage, self.error = "ready", "", ""
         self.frame: Frame | None = None
         self.losses: list[tuple[int, list[float | None]]] = []
@@ -174,9 +176,17 @@ class LiveRun:
     def _doing(self) -> str:
         parts = [self._round() if self.stage == "recover" and self.frame else DOING.get(self.stage, "opening the data")]
         if self.status == "running" and (rate := self.rate):
-            left = (self.total - self.done) / rate
-            parts += [f"{rate:,.0f} {self.unit}/s", f"{left:,.0f} s left" if left < 120 else f"{left / 60:,.0f} min left"]
+            parts += [f"{rate:,.0f} {self.unit}/s", f"{duration(self._left(rate))} left"]
         return ", ".join(parts)
+
+    def _left(self, rate: float) -> float:
+        """Seconds to the end of the stage, at the pace of the last seconds."""
+        frame = self.frame
+        if self.stage != "recover" or frame is None or self.speed is None or not frame.active:
+            return (self.total - self.done) / rate
+        groups = groups_of(self.config, round(self.total / self.schedule.image_iterations))
+        pace = self.speed.rate(frame.active) / rate
+        return pace * self.speed.synthesis(groups, resolve(self.config.runtime).packing or 1, self.done)
 
     def _round(self) -> str:
         frame, schedule = self.frame, self.schedule

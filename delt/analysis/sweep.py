@@ -1,0 +1,193 @@
+"""What a sweep found: one row per point, which parameters vary, which point is best and whether that is more than noise."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from delt.analysis.table import schedule_of
+from delt.artifacts.scores import Score, Scores
+from delt.config import RunConfig, flatten
+
+KINDS = ("soft", "hard")  # of labels; the first that was trained with is the one that counts
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 in % of one kind of student after the last epoch, by seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None for a single student."""
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None for a single student."""
+        return None if self.std is None else self.std / math.sqrt(self.n)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """One point of a sweep.
+
+    `accuracy` maps (set, label kind) to the students of the point's own recipe, of the first architecture where it trained
+    several; `cosine` maps a set to its intra-class similarity. Both are empty where the point is not done.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]  # its own
+    state: str  # waiting, running, done, failed
+    method: str = ""  # under which name its set stands in the two mappings
+    error: str = ""
+    seconds: float | None = None  # of its stages, controls included
+    work: int | None = None  # image-iterations of the synthesis
+    saved: float | None = None  # share of the work that EarlyLate leaves out
+    student: str = ""
+    epochs: int = 0
+    accuracy: Mapping[tuple[str, str], Accuracy] = field(default_factory=dict)
+    cosine: Mapping[str, float] = field(default_factory=dict)
+
+    def own(self, labels: str) -> Accuracy | None:
+        """Accuracy of its own set with this kind of labels."""
+        return self.accuracy.get((self.method, labels))
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The best point, the second best, and the difference of their means in points of top-1 with its standard error."""
+
+    best: PointRow
+    second: PointRow | None
+    difference: float
+    error: float | None  # None where a mean has no spread
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference is more than two standard errors."""
+        return self.error is not None and self.difference > 2 * self.error
+
+    def __str__(self) -> str:
+        if self.second is None:
+            return "one point alone"
+        if self.error is None:
+            return f"{self.difference:.2f} points above the second; one student each, so the noise is unknown"
+        words = "more than" if self.clear else "within"
+        return f"{self.difference:.2f} ± {self.error:.2f} points (standard error) above the second: {words} the noise"
+
+
+def measured(
+    name: str,
+    parameters: Mapping[str, Any],
+    state: str,
+    config: RunConfig,
+    scores: Scores,
+    diversity: Mapping[str, Mapping[str, float]],
+    classes: int,
+    seconds: float,
+) -> PointRow:
+    """The row of a point that is done, from what its run folder holds."""
+    rows = [row for row in scores if row.recipe == config.evaluate.recipe]
+    first = next((row for row in rows if row.set != "full"), None)
+    rows = [row for row in rows if first and (row.arch, row.epochs) == (first.arch, first.epochs)]
+    schedule = schedule_of(config)
+    return PointRow(
+        name,
+        parameters,
+        state,
+        method=config.method,
+        seconds=seconds,
+        work=schedule.image_iterations * classes,
+        saved=schedule.saved if schedule.iterations else None,
+        student=first.arch if first else "",
+        epochs=first.epochs if first else 0,
+        accuracy=_by_set(rows),
+        cosine={name: values["mean"] for name, values in diversity.items() if "mean" in values},
+    )
+
+
+def _by_set(rows: Iterable[Score]) -> dict[tuple[str, str], Accuracy]:
+    found: dict[tuple[str, str], list[Score]] = {}
+    for row in rows:
+        found.setdefault((row.set, row.labels), []).append(row)
+    return {key: Accuracy(tuple(row.last for row in sorted(group))) for key, group in found.items()}
+
+
+def varying(rows: Sequence[PointRow]) -> list[str]:
+    """The parameters whose values differ among the points, in the order of the sweep file."""
+    names = dict.fromkeys(name for row in rows for name in row.parameters)
+    return [name for name in names if len({json.dumps(row.parameters.get(name)) for row in rows}) > 1]
+
+
+def kinds(rows: Iterable[PointRow]) -> list[str]:
+    """The kinds of labels that any point was measured with."""
+    found = {labels for row in rows for _, labels in row.accuracy}
+    return [labels for labels in KINDS if labels in found]
+
+
+def lead(rows: Iterable[PointRow], labels: str) -> Lead | None:
+    """The best point by mean accuracy and how far it is ahead; None where no point was measured."""
+    known = [(accuracy, row) for row in rows if (accuracy := row.own(labels))]
+    ranked = sorted(known, key=lambda pair: -pair[0].mean)
+    if not ranked:
+        return None
+    (top, best), second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    if second is None:
+        return Lead(best, None, 0.0, None)
+    errors = (top.error, second[0].error)
+    noise = None if None in errors else math.hypot(*(error for error in errors if error is not None))
+    return Lead(best, second[1], top.mean - second[0].mean, noise)
+
+
+def flat(row: PointRow, names: Sequence[str]) -> dict[str, Any]:
+    """A row as plain values, for a table or a data frame: the parameters named, then what was measured."""
+    cells: dict[str, Any] = {name: row.parameters.get(name) for name in names} or {"point": row.name}
+    cells["state"] = row.state
+    for (name, labels), accuracy in row.accuracy.items():
+        cells[f"{'own' if name == row.method else name}, {labels}"] = str(accuracy)
+    cells |= {"n": max((accuracy.n for accuracy in row.accuracy.values()), default=None)}
+    return cells | {"cosine": row.cosine.get(row.method), "img-it": row.work, "saved": row.saved, "seconds": row.seconds}
+
+
+def table(rows: Sequence[PointRow]) -> str:
+    """All points as a plain table, with what its columns mean below it."""
+    lines = [flat(row, varying(rows)) for row in rows]
+    heads = list(dict.fromkeys(head for line in lines for head in line))
+    heads.sort(key=lambda head: ("," in head) + 2 * (head in ("n", "cosine", "img-it", "saved", "seconds")))
+    cells = [heads, *([_cell(head, line.get(head)) for head in heads] for line in lines)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    rule = "-" * max(map(len, body))
+    note = "soft, hard: top-1 in % on real test images after the last epoch, mean ± std over n students; own: the point's own set\n"
+    note += "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved"
+    return "\n".join([body[0], rule, *body[1:], rule, note])
+
+
+def _cell(head: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    formats = {"cosine": "{:.3f}", "img-it": "{:,}", "saved": "{:.2%}", "seconds": "{:.0f}"}
+    return formats.get(head, "{}").format(value)
+
+
+def effective(config: RunConfig, names: Iterable[str]) -> dict[str, Any]:
+    """The values that a run had for these parameters, whether or not its point named them."""
+    values = flatten(config)
+    return {name: values[name] for name in names}

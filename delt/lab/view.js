@@ -1,0 +1,488 @@
+// The one view of delt. A plain module without dependencies: the same file serves notebooks (anywidget) and static pages.
+// Every text goes in by textContent, since class names are the user's.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+// ------------------------------------------------------------------------------------------ small parts
+
+function add(parent, name, attributes = {}, text = null) {
+  const node = parent.appendChild(document.createElementNS(SVG, name));
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text !== null) node.textContent = text;
+  return node;
+}
+
+function put(parent, name, className = "", text = null) {
+  const node = parent.appendChild(document.createElement(name));
+  node.className = className;
+  if (text !== null) node.textContent = text;
+  return node;
+}
+
+const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 6 });
+
+function ticks(low, high, most) {  // round numbers between two others
+  const rough = (high - low) / most || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 2.5, 5, 10].find((part) => part * power >= rough * 0.999);
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-9) || 0; k * step <= high + step * 1e-6; k++) found.push(k * step + 0);
+  return found;
+}
+
+function drawn(root) {  // tests wait for this counter
+  root.dataset.drawn = Number(root.dataset.drawn || 0) + 1;
+}
+
+// ------------------------------------------------------------------------------------------ schedule
+
+const FRAME = { width: 640, left: 66, right: 98, top: 20 };
+
+function schedule(root, model) {
+  const svg = add(root, "svg", { role: "img" });
+  const draw = () => {
+    svg.replaceChildren();
+    const state = model.get("state");
+    if (!state.joins) return;
+    drawSchedule(svg, state);
+    drawn(root);
+  };
+  return { draw, events: ["change:state"] };
+}
+
+function drawSchedule(svg, state) {
+  const { width, left, right, top } = FRAME, bars = 170, panel = 46, gap = 14;
+  const height = top + bars + state.panels.length * (panel + gap) + 34;
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const ipc = state.sizes.reduce((a, b) => a + b, 0), total = state.iterations || 1;
+  const x = (t) => left + (t / total) * (width - left - right), y = (n) => top + (n / ipc) * bars;
+  add(svg, "text", { x: left, y: top - 7, class: "muted" }, "sub-batch");
+  add(svg, "text", { x: width - right + 6, y: top - 7, class: "muted" }, "images × updates");
+  label(svg, 14, top + bars / 2, "Images per class");
+  for (const n of ticks(0, ipc, 5).filter(Number.isInteger)) add(svg, "text", { x: left - 6, y: y(n) + 4, "text-anchor": "end" }, number(n));
+  add(svg, "line", { x1: left, x2: left, y1: top, y2: top + bars, class: "axis" });
+  if (!state.iterations) {
+    add(svg, "text", { x: width / 2, y: top + bars / 2, "text-anchor": "middle", class: "muted" }, "nothing is optimised: the starting images are kept");
+    return;
+  }
+  let before = 0;
+  const every = Math.ceil(state.sizes.length / 12);
+  state.sizes.forEach((size, k) => {
+    bar(svg, state, k, x, y(before), y(before + size), k % every === 0);
+    before += size;
+  });
+  if (state.joins.at(-1) > 0.4 * total)
+    add(svg, "text", { x: left + 10, y: top + bars - 12, class: "muted" }, `${Math.round(100 * state.saved)}% of the work is saved`);
+  state.panels.forEach((one, k) => curvePanel(svg, one, x, top + bars + gap + k * (panel + gap), panel, total, state));
+  const foot = height - 30;
+  for (const t of ticks(0, total, 8)) {
+    add(svg, "line", { x1: x(t), x2: x(t), y1: foot, y2: foot + 4, class: "axis" });
+    add(svg, "text", { x: x(t), y: foot + 15, "text-anchor": "middle" }, number(t));
+  }
+  add(svg, "text", { x: (left + width - right) / 2, y: foot + 28, "text-anchor": "middle" }, "Iteration");
+  if (state.now !== null) add(svg, "line", { x1: x(state.now), x2: x(state.now), y1: top, y2: foot, class: "now" });
+}
+
+function bar(svg, state, k, x, upper, lower, named) {
+  const join = x(state.joins[k]), end = x(state.iterations), middle = (upper + lower) / 2 + 4;
+  const box = { x: join, y: upper, width: end - join, height: lower - upper, fill: state.colours[k], class: "bar" };
+  const node = add(svg, "rect", box);
+  const says = `sub-batch ${k + 1}: ${state.sizes[k]} images, joins at ${number(state.joins[k])}, ${number(state.updates[k])} updates`;
+  add(node, "title", {}, says);
+  if (lower - upper > 11 && end - join > 14)
+    add(svg, "text", { x: join + 5, y: middle, style: `fill: ${readable(state.colours[k])}`, "pointer-events": "none" }, k + 1);
+  if (named) add(svg, "text", { x: end + 6, y: middle }, `${state.sizes[k]} × ${number(state.updates[k])}`);
+}
+
+function readable(colour) {  // white or black, whichever can be read on it
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+  return 0.3 * r + 0.59 * g + 0.11 * b > 127 ? "#222" : "#fff";
+}
+
+function label(svg, x, y, text) {
+  add(svg, "text", { x: 0, y: 0, transform: `translate(${x} ${y}) rotate(-90)`, "text-anchor": "middle" }, text);
+}
+
+function curvePanel(svg, panel, x, top, height, total, state) {
+  const y = (value) => top + height - (value / panel.top) * height;
+  [0, panel.top].forEach((value) => {
+    add(svg, "line", { x1: x(0), x2: x(total), y1: y(value), y2: y(value), class: value ? "grid" : "axis" });
+    add(svg, "text", { x: x(0) - 6, y: y(value) + 4, "text-anchor": "end" }, number(value));
+  });
+  add(svg, "text", { x: x(total) + 6, y: top + height / 2 - 2 }, panel.name);
+  if (panel.unit) add(svg, "text", { x: x(total) + 6, y: top + height / 2 + 11, class: "muted" }, panel.unit);
+  for (const line of panel.lines) {
+    const path = line.points.map(([t, v], k) => `${k ? "L" : "M"}${x(t).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+    const single = panel.lines.length === 1;
+    add(svg, "path", { d: path, fill: "none", "stroke-width": 1.4, ...(single ? { class: "ink" } : { stroke: line.colour }) });
+    if (single && state.joins.length <= 12) state.joins.forEach((join, k) => dot(svg, x(join), y(nearest(line.points, join)), state.colours[k]));
+  }
+}
+
+const nearest = (points, t) => points.reduce((a, b) => (Math.abs(b[0] - t) < Math.abs(a[0] - t) ? b : a))[1];
+const dot = (svg, cx, cy, fill) => add(svg, "circle", { cx, cy, r: 3.2, fill, class: "bar" });
+
+// ------------------------------------------------------------------------------------------ curves
+
+function curves(root, model) {
+  const svg = add(root, "svg", { role: "img" });
+  const draw = () => {
+    svg.replaceChildren();
+    const state = model.get("state");
+    if (!state.lines) return;
+    drawCurves(svg, state);
+    drawn(root);
+  };
+  return { draw, events: ["change:state"] };
+}
+
+function drawCurves(svg, state) {
+  const { width, left } = FRAME, top = 10, tall = 150, right = 100;
+  svg.setAttribute("viewBox", `0 0 ${width} ${top + tall + 36}`);
+  const values = state.lines.flatMap((line) => line.points.map(([, v]) => v)).filter((v) => !state.log || v > 0);
+  const scale = state.log ? Math.log10 : (v) => v;
+  let low = scale(Math.min(...values)), high = scale(Math.max(...values));
+  if (!values.length) [low, high] = [0, 1];
+  if (state.log) [low, high] = [Math.floor(low), Math.max(Math.ceil(high), Math.floor(low) + 1)];
+  const x = (t) => left + (t / (state.span[1] || 1)) * (width - left - right), y = (v) => top + tall - ((v - low) / (high - low || 1)) * tall;
+  for (const v of ticks(low, high, 4).filter((v) => !state.log || Number.isInteger(v))) {
+    add(svg, "line", { x1: left, x2: width - right, y1: y(v), y2: y(v), class: "grid" });
+    add(svg, "text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, number(state.log ? 10 ** v : v));
+  }
+  for (const t of ticks(0, state.span[1], 6)) add(svg, "text", { x: x(t), y: top + tall + 16, "text-anchor": "middle" }, number(t));
+  add(svg, "line", { x1: left, x2: width - right, y1: top + tall, y2: top + tall, class: "axis" });
+  add(svg, "text", { x: (left + width - right) / 2, y: top + tall + 31, "text-anchor": "middle" }, state.x);
+  label(svg, 14, top + tall / 2, state.y);
+  const every = Math.ceil(state.lines.length / 11);
+  state.lines.forEach((line, k) => {
+    const path = line.points.filter(([, v]) => !state.log || v > 0).map(([t, v], n) => `${n ? "L" : "M"}${x(t).toFixed(1)} ${y(scale(v)).toFixed(1)}`);
+    add(svg, "path", { d: path.join(""), fill: "none", stroke: line.colour, "stroke-width": 1.6 });
+    if (k % every) return;
+    const at = top + 8 + (k / every) * 13;
+    add(svg, "rect", { x: width - right + 8, y: at - 4, width: 10, height: 4, fill: line.colour });
+    add(svg, "text", { x: width - right + 22, y: at + 2, class: "muted" }, line.name);
+  });
+}
+
+// ------------------------------------------------------------------------------------------ pictures and tiles
+
+async function decoded(bytes) {  // bytes of an encoded picture -> something to draw tiles from
+  const image = new Image();
+  image.src = URL.createObjectURL(new Blob([bytes]));
+  await image.decode().finally(() => URL.revokeObjectURL(image.src));
+  return image;
+}
+
+function sharp(canvas, width, height) {  // a canvas of this size in CSS pixels, drawn in the screen's own
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  const context = canvas.getContext("2d");
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  return context;
+}
+
+function tile(context, image, [w, h], column, row, x, y, side) {
+  context.imageSmoothingEnabled = Math.max(w, h) > 64;
+  context.drawImage(image, column * w, row * h, w, h, x, y, side, (side * h) / w);
+}
+
+// ------------------------------------------------------------------------------------------ frames
+
+function frames(root, model) {
+  const controls = put(root, "div", "delt-bar"), canvas = put(root, "canvas", "delt-canvas");
+  const parts = scrubber(controls, model);
+  let image = null, of = "", turn = 0;
+
+  const draw = () => {
+    const state = model.get("state");
+    if (!image || !state.rows) return;
+    controls.style.display = state.scrub ? "" : "none";
+    parts.show(state);
+    const at = Math.min(model.get("at"), state.iterations.length - 1);
+    drawFrames(root, canvas, image, state, state.scrub ? at : 0, model.get("difference"));
+    root.dataset.at = at;
+    root.dataset.label = of;
+    drawn(root);
+  };
+  const load = async () => {  // decode first, then draw: no flicker
+    const label = model.get("label"), bytes = (model.get("sheets") || {})[label], mine = ++turn;
+    root.classList.toggle("waiting", !bytes);
+    if (!bytes) return;
+    const next = await decoded(bytes);
+    if (mine !== turn) return;  // a newer one is on its way
+    [image, of] = [next, label];
+    draw();
+  };
+  const events = ["change:at", "change:difference"];
+  model.on("change:sheets", load);
+  model.on("change:label", load);
+  load();
+  return { draw, events, end: () => (parts.end(), model.off("change:sheets", load), model.off("change:label", load)) };
+}
+
+function scrubber(controls, model) {
+  const choice = put(controls, "select", "delt-class"), play = put(controls, "button", "delt-play", "▶ play");
+  const slider = put(controls, "input", "delt-scrub"), says = put(controls, "output");
+  const wrap = put(controls, "label"), toggle = put(wrap, "input", "delt-difference");
+  wrap.append(" difference from the start");
+  [choice.title, play.title] = ["Class", "Play or pause"];
+  Object.assign(slider, { type: "range", min: 0, title: "Iteration (arrow keys move by one)" });
+  slider.dataset.lmSuppressShortcuts = "true";  // else Jupyter takes the arrow keys
+  toggle.type = "checkbox";
+  const set = (name, value) => (model.set(name, value), model.save_changes());
+  let timer = 0;
+  const halt = () => (clearInterval(timer), (timer = 0), (play.textContent = "▶ play"));
+  const step = () => (Number(slider.value) >= Number(slider.max) ? halt() : set("at", Number(slider.value) + 1));
+  play.onclick = () => {
+    if (timer) return halt();
+    if (slider.value === slider.max) set("at", 0);
+    timer = setInterval(step, 100);
+    play.textContent = "❚❚ pause";
+  };
+  slider.oninput = () => set("at", Number(slider.value));
+  toggle.onchange = () => set("difference", toggle.checked);
+  choice.onchange = () => set("label", choice.value);
+  const show = (state) => {
+    if (choice.dataset.labels !== JSON.stringify(state.labels)) {
+      choice.replaceChildren(...state.labels.map((name) => new Option(state.names[name] || name, name)));
+      choice.dataset.labels = JSON.stringify(state.labels);
+      choice.style.display = state.labels.length > 1 ? "" : "none";
+    }
+    choice.value = model.get("label");
+    slider.max = state.iterations.length - 1;
+    slider.value = model.get("at");
+    toggle.checked = model.get("difference");
+    says.textContent = `iteration ${number(state.iterations[slider.value])} of ${number(state.iterations.at(-1))}`;
+  };
+  return { show, end: halt };
+}
+
+function drawFrames(root, canvas, image, state, at, difference) {
+  const last = state.iterations.length - 1;
+  const blocks = state.scrub ? [["start", 0], [difference ? "change so far" : "now", at], ["end", last]] : [["", 0]];
+  const columns = Math.max(1, ...state.rows.map((row) => row.images.length));
+  const left = 96, between = 18, head = state.scrub ? 18 : 2, room = Math.max(320, root.clientWidth || 700) - left - 10;
+  const most = state.scrub ? 84 : 64;
+  const side = Math.max(8, Math.min(most, Math.floor((room - between * (blocks.length - 1)) / (columns * blocks.length)) - 2));
+  const high = Math.round((side * state.tile[1]) / state.tile[0]), block = columns * (side + 2);
+  const context = sharp(canvas, left + blocks.length * block + between * (blocks.length - 1) + 4, head + state.rows.length * (high + 4) + 2);
+  const style = getComputedStyle(root), ink = style.getPropertyValue("--ink"), muted = style.getPropertyValue("--muted");
+  context.font = "11px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  state.rows.forEach((row, r) => rowName(context, row, head + r * (high + 4), high, ink, muted));
+  blocks.forEach(([name, s], b) => {
+    const x0 = left + b * (block + between);
+    context.fillStyle = muted;
+    context.fillText(b === 1 && !difference ? `iteration ${number(state.iterations[s])}` : name, x0, 8);
+    state.rows.forEach((row, r) => {
+      const waits = b < 2 && s !== last && row.join > 0 && state.iterations[s] <= row.join && !(b === 0 && state.scrub);
+      context.globalAlpha = waits ? 0.35 : 1;
+      row.images.forEach((i, c) => {
+        const place = [x0 + c * (side + 2), head + r * (high + 4)];
+        tile(context, image, state.tile, s, i, ...place, side);
+        if (b === 1 && difference) change(context, image, state.tile, i, s, ...place, side);
+      });
+      context.globalAlpha = 1;
+    });
+  });
+}
+
+function rowName(context, row, y, high, ink, muted) {
+  context.fillStyle = row.colour;
+  context.fillRect(0, y, 5, high);
+  context.fillStyle = ink;
+  context.fillText(row.name, 10, y + high / 2 - (high > 26 ? 7 : 0));
+  context.fillStyle = muted;
+  if (high > 26) context.fillText(row.note, 10, y + high / 2 + 7);
+}
+
+const scratch = document.createElement("canvas");
+
+function change(context, image, [w, h], row, column, x, y, side) {  // signed: 128 is unchanged
+  scratch.width = 2 * w;
+  scratch.height = h;
+  const small = scratch.getContext("2d", { willReadFrequently: true });
+  small.drawImage(image, 0, row * h, w, h, 0, 0, w, h);
+  small.drawImage(image, column * w, row * h, w, h, w, 0, w, h);
+  const before = small.getImageData(0, 0, w, h), now = small.getImageData(w, 0, w, h);
+  for (let k = 0; k < now.data.length; k++) if (k % 4 < 3) now.data[k] = 128 + (now.data[k] - before.data[k]) / 2;
+  small.putImageData(now, 0, 0);
+  context.drawImage(scratch, 0, 0, w, h, x, y, side, (side * h) / w);
+}
+
+// ------------------------------------------------------------------------------------------ scatter
+
+const SHAPES = [  // corners around a dot, in radii; [] is a circle
+  [], [], [[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]], [[0, -1.2], [1.1, 0.8], [-1.1, 0.8]], [[0, -1.3], [1.1, 0], [0, 1.3], [-1.1, 0]],
+  [[0, 1.2], [1.1, -0.8], [-1.1, -0.8]], star(5), star(4), star(6),
+];
+
+function star(points) {
+  return Array.from({ length: 2 * points }, (_, k) => [k, k % 2 ? 0.55 : 1.35]).map(([k, r]) => [r * Math.sin((k * Math.PI) / points), -r * Math.cos((k * Math.PI) / points)]);
+}
+
+function mark(context, x, y, radius, shape) {
+  const corners = shape ? SHAPES[1 + ((shape - 1) % (SHAPES.length - 1))] : [];
+  context.beginPath();
+  if (!corners.length) context.arc(x, y, radius, 0, 2 * Math.PI);
+  else corners.forEach(([dx, dy]) => context.lineTo(x + dx * radius, y + dy * radius));
+  context.closePath();
+}
+
+function scatter(root, model) {
+  const key = put(root, "div", "delt-key"), canvas = put(root, "canvas", "delt-canvas");
+  const tooltip = put(root, "div", "delt-tooltip"), table = put(root, "div", "delt-picked");
+  Object.assign(canvas, { tabIndex: 0, title: "" });
+  let image = null, places = [], lasso = null, turn = 0;
+
+  const draw = () => {
+    const state = model.get("state");
+    if (!state.x) return;
+    places = drawScatter(root, canvas, state, new Set(model.get("picked")), lasso);
+    drawKey(key, state);
+    drawTable(table, image, state, model.get("picked"));
+    drawn(root);
+  };
+  const load = async () => {
+    const bytes = (model.get("sheets") || {}).tiles, mine = ++turn;
+    const next = bytes ? await decoded(bytes) : null;
+    if (mine === turn) (image = next), draw();
+  };
+  const pick = (dots) => (model.set("picked", dots), model.save_changes(), draw());
+  const near = (event) => {
+    const [x, y] = [event.offsetX, event.offsetY];
+    let best = -1, least = 100;
+    places.forEach(([px, py], k) => {
+      const far = (px - x) ** 2 + (py - y) ** 2 - (model.get("state").shape[k] ? 20 : 0);  // synthetic dots lie above
+      if (far < least) [best, least] = [k, far];
+    });
+    return best;
+  };
+  canvas.onpointerdown = (event) => ((lasso = [[event.offsetX, event.offsetY]]), canvas.setPointerCapture(event.pointerId));
+  canvas.onpointermove = (event) => {
+    if (lasso) return lasso.push([event.offsetX, event.offsetY]), draw();
+    hover(tooltip, image, model.get("state"), near(event), event);
+  };
+  canvas.onpointerleave = () => (tooltip.style.display = "none");
+  canvas.onpointerup = (event) => {
+    const path = lasso || [], dot = near(event), before = model.get("picked");
+    lasso = null;
+    if (path.length > 3) return pick(places.map((_, k) => k).filter((k) => inside(places[k], path)));
+    pick(dot < 0 ? [] : event.shiftKey ? [...new Set([...before, dot])] : [dot]);
+  };
+  canvas.onkeydown = (event) => event.key === "Escape" && pick([]);
+  model.on("change:sheets", load);
+  load();
+  return { draw, events: ["change:state", "change:picked"], end: () => model.off("change:sheets", load) };
+}
+
+function drawScatter(root, canvas, state, picked, lasso) {
+  const width = Math.min(900, Math.max(320, root.clientWidth || 700)), height = Math.round(width * 0.6), edge = 14;
+  const context = sharp(canvas, width, height), style = getComputedStyle(root);
+  const [x0, x1, y0, y1] = [Math.min(...state.x), Math.max(...state.x), Math.min(...state.y), Math.max(...state.y)];
+  const places = state.x.map((x, k) => [
+    edge + ((x - x0) / (x1 - x0 || 1)) * (width - 2 * edge),
+    edge + ((y1 - state.y[k]) / (y1 - y0 || 1)) * (height - 2 * edge),
+  ]);
+  const order = places.map((_, k) => k).sort((a, b) => (state.shape[a] > 0) - (state.shape[b] > 0));  // real ones below
+  for (const k of order) {
+    const real = !state.shape[k];
+    context.globalAlpha = real ? 0.35 : 1;
+    context.fillStyle = state.colour[k];
+    mark(context, ...places[k], real ? 2.5 : 5.5, state.shape[k]);
+    context.fill();
+    context.globalAlpha = 1;
+    context.lineWidth = picked.has(k) ? 2.5 : 0.8;
+    context.strokeStyle = style.getPropertyValue(picked.has(k) ? "--ink" : "--ground");
+    if (!real || picked.has(k)) context.stroke();
+  }
+  if (lasso) {
+    context.strokeStyle = style.getPropertyValue("--muted");
+    context.setLineDash([4, 3]);
+    context.beginPath();
+    lasso.forEach((point) => context.lineTo(...point));
+    context.stroke();
+  }
+  return places;
+}
+
+function inside([x, y], path) {  // even-odd rule
+  let within = false;
+  path.forEach(([ax, ay], k) => {
+    const [bx, by] = path[(k + 1) % path.length];
+    if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) within = !within;
+  });
+  return within;
+}
+
+function thumbnail(parent, image, state, k, side) {
+  const canvas = put(parent, "canvas");
+  const context = sharp(canvas, side, Math.round((side * state.size[1]) / state.size[0]));
+  if (image) tile(context, image, state.size, state.tile[k] % state.grid, Math.floor(state.tile[k] / state.grid), 0, 0, side);
+}
+
+function hover(tooltip, image, state, k, event) {
+  tooltip.style.display = k < 0 ? "none" : "block";
+  if (k < 0) return;
+  tooltip.dataset.dot = k;
+  tooltip.replaceChildren();
+  thumbnail(tooltip, image, state, k, 112);
+  state.columns.forEach((name, c) => put(tooltip, "div", "", `${name}: ${state.table[k][c]}`));
+  const canvas = event.target, right = event.offsetX > canvas.clientWidth / 2;
+  tooltip.style.left = `${canvas.offsetLeft + event.offsetX + (right ? -150 : 16)}px`;
+  tooltip.style.top = `${canvas.offsetTop + Math.max(0, event.offsetY - 60)}px`;
+}
+
+function drawKey(key, state) {
+  const entry = (name, colour) => {
+    const part = put(key, "span");
+    put(part, "i").style.background = colour;
+    part.append(name);
+  };
+  key.replaceChildren();
+  state.legend.forEach(({ name, colour }) => entry(name, colour));
+  state.shapes.forEach(({ name, shape }) => {
+    const part = put(key, "span"), canvas = put(part, "canvas"), context = sharp(canvas, 12, 12);
+    canvas.style.display = "inline-block";
+    context.fillStyle = getComputedStyle(key).color;
+    mark(context, 6, 6, shape ? 4 : 2.5, shape);
+    context.fill();
+    part.append(` ${name}`);
+  });
+}
+
+function drawTable(parent, image, state, picked) {
+  parent.replaceChildren();
+  if (!picked.length) return put(parent, "span", "", "Point at a dot to see its image; click, shift-click or draw around dots to list them here.");
+  const table = put(parent, "table"), head = put(table, "tr");
+  ["", ...state.columns].forEach((name) => put(head, "th", "", name));
+  for (const k of picked.slice(0, 50)) {
+    const row = put(table, "tr");
+    thumbnail(put(row, "td"), image, state, k, 32);
+    state.table[k].forEach((value) => put(row, "td", "", value));
+  }
+  if (picked.length > 50) put(parent, "div", "", `and ${picked.length - 50} more`);
+}
+
+// ------------------------------------------------------------------------------------------ the door
+
+const KINDS = { schedule, curves, frames, scatter };
+
+function render({ model, el }) {
+  const root = put(el, "div", "delt-view");
+  root.dataset.kind = model.get("kind");
+  const face = KINDS[root.dataset.kind](root, model);
+  face.events.forEach((event) => model.on(event, face.draw));
+  const resized = new ResizeObserver(() => face.draw());
+  resized.observe(el);
+  face.draw();
+  return () => {
+    face.events.forEach((event) => model.off(event, face.draw));
+    resized.disconnect();
+    if (face.end) face.end();
+  };
+}
+
+export default { render };

@@ -1,0 +1,120 @@
+"""The schedule explorer without a browser: a slider's value is set, and what follows is asserted."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from test_lab_live import wait
+
+import delt
+from delt.analysis.speed import Speed
+from delt.errors import ConfigError
+from delt.lab.schedule import ScheduleExplorer
+
+
+@pytest.fixture
+def explorer(tmp_path: Path) -> ScheduleExplorer:
+    made = ScheduleExplorer("digits", out=tmp_path, preset="smoke", ipc=5, iterations=100)
+    made._measuring.join(60)
+    return made
+
+
+def test_it_opens_in_a_useful_state(explorer: ScheduleExplorer) -> None:
+    assert {name: slider.value for name, slider in explorer.sliders.items()} == {
+        "iterations": 100,
+        "round_iterations": 20,
+        "sub_batches": 5,
+        "ipc": 5,
+    }
+    assert explorer.view.kind == "schedule" and explorer.view.state["joins"] == [0, 20, 40, 60, 80]
+    facts = dict(explorer.facts())
+    assert (
+        facts["image-iterations per class"] == "300" and facts["in all (10 classes)"] == "3,000" and facts["saved by EarlyLate"] == "40.0%"
+    )
+    assert facts["synthesis on this device"].startswith("about ") and facts["synthesis on this device"] in explorer.numbers.value
+
+
+def test_a_slider_moves_the_picture_the_numbers_and_what_must_follow(explorer: ScheduleExplorer) -> None:
+    explorer.sliders["round_iterations"].value = 40
+    assert explorer.sliders["sub_batches"].value == 3 and explorer.dials.sub_batches == 3
+    assert "M lowered from 5 to 3" in explorer.says.value and "before the end at 100" in explorer.says.value
+    assert explorer.view.state["joins"] == [0, 40, 80] and explorer.view.state["sizes"] == [2, 2, 1]
+    assert "<td>60</td>" in explorer.numbers.value
+    explorer.sliders["ipc"].value = 2
+    assert explorer.dials.sub_batches == 2 and explorer.sliders["sub_batches"].max == 2
+    explorer.sliders["iterations"].value = 30
+    assert explorer.dials.round_iterations == 15 and explorer.sliders["round_iterations"].max == 30
+    assert explorer.config.recover.iterations == 30 and explorer.config.ipc == 2
+    with pytest.raises(ConfigError, match="no dial 'MI'; there are iterations, "):
+        explorer.turn("MI", 3)
+
+
+def test_it_answers_in_150_ms(explorer: ScheduleExplorer) -> None:
+    times = []
+    for value in range(1, 21):
+        begun = time.perf_counter()
+        explorer.sliders["round_iterations"].value = value
+        times.append(time.perf_counter() - begun)
+    assert sorted(times)[len(times) // 2] < 0.15
+
+
+def test_the_prediction_comes_from_the_measurement(explorer: ScheduleExplorer) -> None:
+    explorer.speed = Speed((10, 20), (0.5, 1.0))
+    assert explorer.seconds == pytest.approx(20 * sum(n * 0.05 for n in (10, 20)) + 20 * (1.5 + 2 + 2.5))
+    explorer.speed = None
+    assert explorer.seconds is None and dict(explorer.facts())["synthesis on this device"] == "measuring ..."
+
+
+def test_runs_stand_side_by_side(explorer: ScheduleExplorer) -> None:
+    first = explorer.run()
+    first.live.join(60)
+    assert first.live.status == "done" and first.images.state["scrub"] and not explorer.run_button.disabled
+    explorer.turn("sub_batches", 1)
+    second = explorer.run()
+    second.live.join(60)
+    assert explorer.runs.children == (first, second) and first.live.out != second.live.out
+    assert second.live.synthetic is not None and second.live.synthetic.iterations.eq(100).all()
+    explorer.turn("sub_batches", 2)
+    third = explorer.run()
+    third.live.join(60)
+    assert explorer.runs.children == (second, third)
+    explorer.turn("sub_batches", 1)
+    assert explorer.run() is second, "the same settings are the same run"
+    second.live.join(60)
+
+
+@pytest.mark.usefixtures("beat_each_step")
+def test_one_run_at_a_time(explorer: ScheduleExplorer) -> None:
+    explorer.turn("iterations", 2000)
+    panel = explorer.run()
+    wait(lambda: panel.live.frame)
+    times = []
+    for value in range(1, 41):
+        begun = time.perf_counter()
+        explorer.sliders["round_iterations"].value = value
+        times.append(time.perf_counter() - begun)
+    assert sorted(times)[-3] < 0.2, "sliders stay live while it computes"
+    explorer.turn("round_iterations", 20)
+    assert explorer.running and explorer.run_button.disabled and "under way" in explorer.run_button.tooltip
+    assert explorer.run() is panel
+    panel.stop.click()
+    panel.live.join(60)
+    assert not explorer.running and not explorer.run_button.disabled
+
+
+def test_figure_and_page(explorer: ScheduleExplorer, tmp_path: Path) -> None:
+    explorer.turn("sub_batches", 2)
+    assert "5 images per class in 2 sub-batches" in explorer.figure().get_suptitle()
+    page = explorer.save_html(tmp_path / "page.html").read_text()
+    assert "EarlyLate: MI 100, RI 20, M 2, IPC 5" in page and "image-iterations per class" in page
+
+
+def test_a_configuration_is_taken_as_it_is(tmp_path: Path) -> None:
+    config = delt.configure("digits", preset="demo", seed=3)
+    assert ScheduleExplorer(config, out=tmp_path).config == config
+    with pytest.raises(ConfigError, match="no schedule to explore"):
+        ScheduleExplorer("digits", method="random", preset="smoke", out=tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'digits'"):
+        ScheduleExplorer("digit", out=tmp_path)
