@@ -88,7 +88,8 @@ def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: floa
     Args:
         config: its data set, teacher architecture, augmentation and runtime are those measured.
     """
-    teacher, found = _stand_in(config), {}
+    teacher = _stand_in(config)
+    found: dict[int, float] = {}
     begun = time.monotonic()
     for size in sorted(sizes):
         if found:

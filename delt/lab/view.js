@@ -30,6 +30,12 @@ function ticks(low, high, most) {  // round numbers between two others
   return found;
 }
 
+function logTicks(low, high) {  // powers of ten where there are several, else 1, 2 and 5 between them
+  const decades = Array.from({ length: 40 }, (_, k) => 10 ** (k - 20));
+  const parts = high / low > 300 ? [1] : high / low > 3 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+  return decades.flatMap((ten) => parts.map((part) => part * ten)).filter((value) => value >= low && value <= high);
+}
+
 function drawn(root) {  // tests wait for this counter
   root.dataset.drawn = Number(root.dataset.drawn || 0) + 1;
 }
@@ -143,11 +149,11 @@ function drawCurves(svg, state) {
   const scale = state.log ? Math.log10 : (v) => v;
   let low = scale(Math.min(...values)), high = scale(Math.max(...values));
   if (!values.length) [low, high] = [0, 1];
-  if (state.log) [low, high] = [Math.floor(low), Math.max(Math.ceil(high), Math.floor(low) + 1)];
+  [low, high] = [low - 0.06 * (high - low || 1), high + 0.06 * (high - low || 1)];
   const x = (t) => left + (t / (state.span[1] || 1)) * (width - left - right), y = (v) => top + tall - ((v - low) / (high - low || 1)) * tall;
-  for (const v of ticks(low, high, 4).filter((v) => !state.log || Number.isInteger(v))) {
-    add(svg, "line", { x1: left, x2: width - right, y1: y(v), y2: y(v), class: "grid" });
-    add(svg, "text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, number(state.log ? 10 ** v : v));
+  for (const value of state.log ? logTicks(10 ** low, 10 ** high) : ticks(low, high, 4)) {
+    add(svg, "line", { x1: left, x2: width - right, y1: y(scale(value)), y2: y(scale(value)), class: "grid" });
+    add(svg, "text", { x: left - 6, y: y(scale(value)) + 4, "text-anchor": "end" }, number(value));
   }
   for (const t of ticks(0, state.span[1], 6)) add(svg, "text", { x: x(t), y: top + tall + 16, "text-anchor": "middle" }, number(t));
   add(svg, "line", { x1: left, x2: width - right, y1: top + tall, y2: top + tall, class: "axis" });
@@ -261,32 +267,37 @@ function scrubber(controls, model) {
 
 function drawFrames(root, canvas, image, state, at, difference) {
   const last = state.iterations.length - 1;
-  const blocks = state.scrub ? [["start", 0], [difference ? "change so far" : "now", at], ["end", last]] : [["", 0]];
-  const columns = Math.max(1, ...state.rows.map((row) => row.images.length));
-  const left = 96, between = 18, head = state.scrub ? 18 : 2, room = Math.max(320, root.clientWidth || 700) - left - 10;
-  const most = state.scrub ? 84 : 64;
-  const side = Math.max(8, Math.min(most, Math.floor((room - between * (blocks.length - 1)) / (columns * blocks.length)) - 2));
-  const high = Math.round((side * state.tile[1]) / state.tile[0]), block = columns * (side + 2);
-  const context = sharp(canvas, left + blocks.length * block + between * (blocks.length - 1) + 4, head + state.rows.length * (high + 4) + 2);
+  const blocks = state.scrub ? [["start", 0], [difference ? "change so far" : `iteration ${number(state.iterations[at])}`, at], ["end", last]] : [["", 0]];
+  const room = Math.max(320, root.clientWidth || 700) - 108, grid = layout(state, blocks.length, room);
+  const context = sharp(canvas, 98 + blocks.length * grid.block, grid.head + grid.tops.at(-1));
   const style = getComputedStyle(root), ink = style.getPropertyValue("--ink"), muted = style.getPropertyValue("--muted");
   context.font = "11px system-ui, sans-serif";
   context.textBaseline = "middle";
-  state.rows.forEach((row, r) => rowName(context, row, head + r * (high + 4), high, ink, muted));
+  state.rows.forEach((row, r) => rowName(context, row, grid.head + grid.tops[r], grid.tops[r + 1] - grid.tops[r] - 4, ink, muted));
   blocks.forEach(([name, s], b) => {
-    const x0 = left + b * (block + between);
+    const left = 96 + b * grid.block;
     context.fillStyle = muted;
-    context.fillText(b === 1 && !difference ? `iteration ${number(state.iterations[s])}` : name, x0, 8);
+    context.fillText(name, left, 8);
     state.rows.forEach((row, r) => {
-      const waits = b < 2 && s !== last && row.join > 0 && state.iterations[s] <= row.join && !(b === 0 && state.scrub);
+      const waits = row.join > 0 && state.iterations[s] <= row.join && (b === 1 || !state.scrub);
       context.globalAlpha = waits ? 0.35 : 1;
       row.images.forEach((i, c) => {
-        const place = [x0 + c * (side + 2), head + r * (high + 4)];
-        tile(context, image, state.tile, s, i, ...place, side);
-        if (b === 1 && difference) change(context, image, state.tile, i, s, ...place, side);
+        const x = left + (c % grid.columns) * (grid.side + 2), y = grid.head + grid.tops[r] + Math.floor(c / grid.columns) * (grid.high + 2);
+        tile(context, image, state.tile, s, i, x, y, grid.side);
+        if (b === 1 && difference) change(context, image, state.tile, i, s, x, y, grid.side);
       });
       context.globalAlpha = 1;
     });
   });
+}
+
+function layout(state, blocks, room) {  // tiles as large as there is room for; long rows are folded rather than tiny
+  const longest = Math.max(1, ...state.rows.map((row) => row.images.length)), width = room / blocks - (blocks > 1 ? 18 : 0);
+  const columns = Math.max(1, Math.min(longest, Math.floor(width / 38)));
+  const side = Math.max(8, Math.min(state.scrub ? 84 : 64, Math.floor(width / columns) - 2));
+  const high = Math.round((side * state.tile[1]) / state.tile[0]), tops = [0];
+  for (const row of state.rows) tops.push(tops.at(-1) + Math.ceil(row.images.length / columns) * (high + 2) + 4);
+  return { columns, side, high, tops, head: state.scrub ? 18 : 2, block: columns * (side + 2) + (blocks > 1 ? 18 : 0) };
 }
 
 function rowName(context, row, y, high, ink, muted) {

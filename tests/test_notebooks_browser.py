@@ -1,0 +1,111 @@
+"""Notebooks in a real JupyterLab: sliders by keyboard, images that change, buttons that work, a quiet console."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[tuple[Any, str, Path]]:
+    """(page, address, folder of notebooks) of a fresh JupyterLab."""
+    root, home = tmp_path / "root", tmp_path / "home"
+    root.mkdir()
+    home.mkdir()
+    with browser.opened_page() as page, browser.jupyter_lab(root, home) as address:
+        yield page, address, root
+
+
+def drawings(view: Any) -> int:
+    return int(view.get_attribute("data-drawn") or 0)
+
+
+def until(true: Any, seconds: float = 30) -> float:
+    """Wait until something is true; returns the seconds it took."""
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < seconds, "it never came to pass"
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+def test_02_explorer(lab: tuple[Any, str, Path]) -> None:
+    page, address, root = lab
+    browser.with_parameters(NOTEBOOKS / "02_earlylate_explorer.ipynb", root / "02.ipynb", preset="smoke", ipc=10, iterations=400)
+    browser.open_notebook(page, address, "02.ipynb")
+    browser.run_all(page)
+    explorer = page.locator(".delt-schedule").first
+    plan, numbers = explorer.locator(".delt-view[data-kind=schedule]"), explorer.locator(".delt-numbers")
+    plan.scroll_into_view_if_needed()
+    numbers.locator("text=about").wait_for()
+
+    # a slider by keyboard: picture, numbers and words follow
+    slider(page, explorer, ".delt-m", 8)
+    before, count = numbers.inner_text(), drawings(plan)
+    handle = explorer.locator(".delt-ri .noUi-handle")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    took = until(lambda: drawings(plan) > count)
+    until(lambda: numbers.inner_text() != before)
+    print(f"slider to picture: {1000 * took:.0f} ms")
+    for _ in range(8):
+        page.keyboard.press("PageUp")
+    until(lambda: "lowered from" in explorer.locator(".delt-says").inner_text())
+    browser.keep(explorer, "explorer")
+
+    # a run whose images change, and that stops
+    slider(page, explorer, ".delt-mi", 4000)
+    slider(page, explorer, ".delt-ri", 400)
+    slider(page, explorer, ".delt-m", 8)
+    explorer.locator("button.delt-run").click()
+    panel = explorer.locator(".delt-panel").last
+    live = panel.locator(".delt-view[data-kind=frames]")
+    canvas = live.locator("canvas.delt-canvas")
+    until(lambda: "of 100 images active" in panel.locator(".delt-words").inner_text())
+    seen = canvas.evaluate("canvas => canvas.toDataURL()")
+    until(lambda: canvas.evaluate("canvas => canvas.toDataURL()") != seen)
+    count = drawings(plan)
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    print(f"slider to picture while it computes: {1000 * until(lambda: drawings(plan) > count):.0f} ms")
+    panel.locator("button.delt-pause").click()
+    until(lambda: "paused" in panel.locator(".delt-words").inner_text(), 1.5)
+    panel.locator("button.delt-resume").click()
+    until(lambda: "left" in panel.locator(".delt-words").inner_text())
+    panel.locator(".delt-view[data-kind=curves]").scroll_into_view_if_needed()
+    time.sleep(2)  # for a picture with something in it
+    browser.keep(panel, "live")
+    panel.locator("button.delt-stop").click()
+    until(lambda: "stopped at iteration" in panel.locator(".delt-words").inner_text(), 1.5)
+
+    # the scrubber changes the images, without the kernel
+    trajectory = page.locator(".delt-trajectory .delt-view").first
+    trajectory.scroll_into_view_if_needed()
+    until(lambda: trajectory.get_attribute("data-at") is not None)
+    at, shown = int(trajectory.get_attribute("data-at")), browser.picture(page, ".delt-trajectory canvas.delt-canvas")
+    trajectory.locator(".delt-scrub").focus()
+    page.keyboard.press("ArrowLeft")
+    until(lambda: trajectory.get_attribute("data-at") == str(at - 1))
+    assert browser.picture(page, ".delt-trajectory canvas.delt-canvas") != shown
+    trajectory.locator(".delt-class").select_option("7")
+    until(lambda: trajectory.get_attribute("data-label") == "7")
+    browser.keep(trajectory, "scrubber")
+    assert not browser.ours(page.errors)
+
+
+def slider(page: Any, explorer: Any, name: str, value: int) -> None:
+    """Type a slider's value into its readout."""
+    readout = explorer.locator(f"{name} .widget-readout")
+    readout.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(str(value))
+    page.keyboard.press("Enter")
+    until(lambda: readout.inner_text().replace(",", "") == str(value))
