@@ -101,6 +101,70 @@ def test_02_explorer(lab: tuple[Any, str, Path]) -> None:
     assert not browser.ours(page.errors)
 
 
+def test_03_diversity(lab: tuple[Any, str, Path]) -> None:
+    page, address, root = lab
+    browser.with_parameters(NOTEBOOKS / "03_diversity.ipynb", root / "03.ipynb", preset="smoke", perplexity=20)
+    browser.open_notebook(page, address, "03.ipynb")
+    browser.run_all(page)
+    explorer = page.locator(".delt-diversity").first
+    scatter = explorer.locator(".delt-view[data-kind=scatter]")
+    scatter.wait_for()
+    until(lambda: drawings(scatter) > 0)
+    until(lambda: "Point at a dot" in explorer.locator(".delt-says").inner_text())
+    assert "random real images" in explorer.locator(".delt-numbers").inner_text()
+    scatter.locator("canvas.delt-canvas").scroll_into_view_if_needed()
+
+    # pointing at dots shows their images, and clicking lists one
+    first = point_at_a_dot(page, scatter, after=0)
+    tooltip = scatter.locator(".delt-tooltip")
+    shown, says = browser.picture(page, ".delt-tooltip canvas"), tooltip.inner_text()
+    assert "class: " in says and "source: " in says
+    point_at_a_dot(page, scatter, after=first)
+    assert browser.picture(page, ".delt-tooltip canvas") != shown and tooltip.inner_text() != says
+    page.mouse.down()
+    page.mouse.up()
+    until(lambda: scatter.locator(".delt-picked td canvas").count() == 1)
+    box = scatter.locator("canvas.delt-canvas").bounding_box()
+    corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.6), (0.02, 0.6), (0.02, 0.02)]
+    page.mouse.move(box["x"] + 0.02 * box["width"], box["y"] + 0.02 * box["height"])
+    page.mouse.down()
+    for x, y in corners:
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+    page.mouse.up()
+    until(lambda: scatter.locator(".delt-picked td canvas").count() > 5)
+    point_at_a_dot(page, scatter, after=0.5)
+    browser.keep(explorer, "diversity")
+
+    # the widgets: another perplexity, another set, another page
+    count = drawings(scatter)
+    explorer.locator(".delt-perplexity .noUi-handle").focus()
+    page.keyboard.press("ArrowLeft")
+    until(lambda: drawings(scatter) > count and "Point at a dot" in explorer.locator(".delt-says").inner_text())
+    count = drawings(scatter)
+    explorer.locator(".delt-set select").select_option("random real images")
+    until(lambda: drawings(scatter) > count)
+    explorer.get_by_role("tab", name="Pairs of a class").click()
+    heat = explorer.locator("img.widget-image:visible")
+    until(lambda: heat.evaluate("image => image.naturalWidth") > 600)
+    before = heat.get_attribute("src")
+    explorer.locator(".delt-class select").select_option("3  3")
+    until(lambda: heat.get_attribute("src") != before)
+    assert not browser.ours(page.errors)
+
+
+def point_at_a_dot(page: Any, scatter: Any, after: float) -> float:
+    """Move the mouse over the scatter from left to right until a dot shows its image; returns how far that was, 0 .. 1."""
+    box = scatter.locator("canvas.delt-canvas").bounding_box()
+    tooltip, dot = scatter.locator(".delt-tooltip"), None
+    for column in range(int(after * 60) + 1, 60):
+        for row in range(1, 40):
+            page.mouse.move(box["x"] + column / 60 * box["width"], box["y"] + row / 40 * box["height"])
+            dot = tooltip.evaluate("tip => tip.style.display === 'block' ? tip.dataset.dot : null")
+            if dot is not None:
+                return column / 60
+    raise AssertionError("no dot was found")
+
+
 def slider(page: Any, explorer: Any, name: str, value: int) -> None:
     """Type a slider's value into its readout."""
     readout = explorer.locator(f"{name} .widget-readout")

@@ -11,7 +11,7 @@ from typing import Any
 
 from delt.analysis.table import schedule_of
 from delt.artifacts.scores import Score, Scores
-from delt.config import RunConfig, flatten
+from delt.config import RunConfig
 
 KINDS = ("soft", "hard")  # of labels; the first that was trained with is the one that counts
 
@@ -96,7 +96,6 @@ class Lead:
 def measured(
     name: str,
     parameters: Mapping[str, Any],
-    state: str,
     config: RunConfig,
     scores: Scores,
     diversity: Mapping[str, Mapping[str, float]],
@@ -111,7 +110,7 @@ def measured(
     return PointRow(
         name,
         parameters,
-        state,
+        "done",
         method=config.method,
         seconds=seconds,
         work=schedule.image_iterations * classes,
@@ -185,9 +184,3 @@ def _cell(head: str, value: Any) -> str:
         return "-"
     formats = {"cosine": "{:.3f}", "img-it": "{:,}", "saved": "{:.2%}", "seconds": "{:.0f}"}
     return formats.get(head, "{}").format(value)
-
-
-def effective(config: RunConfig, names: Iterable[str]) -> dict[str, Any]:
-    """The values that a run had for these parameters, whether or not its point named them."""
-    values = flatten(config)
-    return {name: values[name] for name in names}

@@ -81,6 +81,7 @@ SETS: dict[str, SetStyle] = {  # colours of Okabe and Ito, and one of Tol, which
     "real": SetStyle("real images", GREY),
     "full": SetStyle("all real images", GREY),
 }
+CLASSES = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777")
 OTHERS = ("#332288", "#999933", "#aa4499", "#117733", "#661100", "#6699cc")  # for sets of other names, in turn
 
 
@@ -108,6 +109,14 @@ def sub_batch_colours(count: int) -> list[str]:
     """Hex colours of sub-batches 0 .. count - 1: dark (early) to light (late)."""
     ramp = matplotlib.colormaps[RAMP]
     return [to_hex(ramp(place)) for place in np.linspace(0, LIGHTEST, count)]
+
+
+def class_colours(count: int) -> list[str]:
+    """Hex colours of classes 0 .. count - 1: Tol's muted ones, which colour-blind readers tell apart, in turn.
+
+    More than ten classes share colours, so a figure names its classes, too.
+    """
+    return [CLASSES[label % len(CLASSES)] for label in range(count)]
 
 
 def set_styles(names: Iterable[str]) -> dict[str, SetStyle]:

@@ -1,0 +1,216 @@
+"""Runs side by side: what each set scored, how diverse it is, what it cost to make and what it takes to store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from delt import storage
+from delt.analysis.sweep import KINDS, Accuracy
+from delt.analysis.table import schedule_of
+from delt.artifacts.scores import Score
+from delt.artifacts.soft_labels import FILE as SOFT_LABELS
+from delt.config import RunConfig, flatten
+from delt.errors import DataError
+
+SYNTHESIS = ("rank", "recover", "relabel")  # the stages that make a set; the teacher is shared, and often comes from the cache
+FULL = "full"  # the set of all real images
+PLACE = ("device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "preset")  # settings without a say in results
+HEADS = ("run", "set", "ipc", "recipe", "student", "epochs", "soft labels", "hard labels", "n", "cosine", "seconds", "img-it", "bytes")
+Records = Mapping[str, Mapping[str, Any]]  # of finished stages by name, as `RunFolder.records` gives them
+
+
+class Protocol(NamedTuple):
+    """How students were trained; accuracies of different protocols cannot be compared."""
+
+    recipe: str
+    student: str
+    epochs: int
+
+    def __str__(self) -> str:
+        return f"{self.student}, recipe {self.recipe}, {self.epochs} epochs"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One set of one run, under one protocol. What is not known yet is None, and `accuracy` empty.
+
+    `accuracy` maps a label kind (soft, hard) to its students.
+    """
+
+    run: str  # the run folder's short name
+    set: str  # the run's method, a control (random, start, one_sub_batch), or full
+    own: bool  # whether it is what the run was made for
+    data: str  # data set
+    fingerprint: str = ""  # of its images
+    ipc: int | None = None  # images per class; None for all of them
+    protocol: Protocol | None = None
+    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    cosine: float | None = None  # intra-class, lower is more diverse
+    features: str = ""  # what the cosine was measured in
+    teacher: str = ""  # digest
+    seconds: float | None = None  # of ranking, synthesis and stored labels
+    machine: str = ""  # that they were measured on
+    work: int | None = None  # image-iterations of the synthesis
+    bytes: int | None = None  # of the synthetic images and the stored soft labels
+    digest: str = ""  # of the synthetic images
+
+
+def entries(
+    run: str,
+    configs: Mapping[str, RunConfig],
+    records: Mapping[str, Records],
+    scores: Iterable[Score],
+    diversity: Mapping[str, Mapping[str, float]],
+    classes: int,
+    machine: str = "",
+) -> list[Entry]:
+    """The entries of one run, one per set and protocol: its own set first, then its controls, then all real images.
+
+    Args:
+        run: its short name.
+        configs, records: by set, the run's own first.
+        scores, diversity: of all its sets; empty where they are not measured yet.
+        classes: how many.
+        machine: what it ran on, in words.
+    """
+    own, measured = next(iter(configs)), _by_protocol(scores)
+    squeezed, compared = (records[own].get(stage, {}).get("keys", {}) for stage in ("squeeze", "diversity"))
+    config = configs[own]
+    size = f" at {config.data.size} px" if config.data.size else ""
+    about = {"run": run, "data": config.dataset + size, "fingerprint": squeezed.get("data_fingerprint", ""), "machine": machine}
+    found = []
+    for name, made_by in configs.items():
+        entry = Entry(set=name, own=name == own, ipc=made_by.ipc, **about, **_cost(made_by, records[name], classes))
+        entry = replace(entry, cosine=diversity.get(name, {}).get("mean"), features=compared.get("features", ""))
+        found += [replace(entry, protocol=how, accuracy=kinds) for how, kinds in measured.get(name, {}).items()] or [entry]
+    real = diversity.get("real", {}).get("mean")
+    reference = Entry(set=FULL, own=False, cosine=real, features=compared.get("features", ""), **about)
+    return found + [replace(reference, protocol=how, accuracy=kinds) for how, kinds in measured.get(FULL, {}).items()]
+
+
+def _cost(config: RunConfig, records: Records, classes: int) -> dict[str, Any]:
+    """What the making of a set took, as fields of an entry; nothing where it is not made yet."""
+    if "recover" not in records:
+        return {}
+    images = {name: entry for name, entry in records["recover"]["files"].items() if name.startswith("synthetic/")}
+    stored = [*images.values(), *(entry for name, entry in records.get("relabel", {}).get("files", {}).items() if name == SOFT_LABELS)]
+    return {
+        "teacher": records.get("rank", {}).get("keys", {}).get("teacher", ""),
+        "seconds": float(sum(records[stage]["seconds"] for stage in SYNTHESIS if stage in records)),
+        "work": schedule_of(config).image_iterations * classes,
+        "bytes": sum(entry["bytes"] for entry in stored),
+        "digest": storage.sha256_bytes(storage.json_bytes(images)),
+    }
+
+
+def _by_protocol(scores: Iterable[Score]) -> dict[str, dict[Protocol, dict[str, Accuracy]]]:
+    """Set -> protocol -> label kind -> students, by seed."""
+    found: dict[str, dict[Protocol, dict[str, Accuracy]]] = {}
+    for row in sorted(scores):
+        kinds = found.setdefault(row.set, {}).setdefault(Protocol(row.recipe, row.arch, row.epochs), {})
+        kinds[row.labels] = Accuracy((*(kinds[row.labels].values if row.labels in kinds else ()), row.last))
+    return found
+
+
+def merged(groups: Iterable[Sequence[Entry]], controls: Sequence[str] = ("random",)) -> list[Entry]:
+    """The entries of several runs as one list: own sets first, then controls, then all real images.
+
+    A control that has the images, teacher and students of an earlier entry has its numbers too, and is left out.
+
+    Args:
+        groups: what `entries` gives, run by run.
+        controls: names of the controls to keep.
+
+    Raises:
+        DataError: the runs are of different data sets.
+    """
+    every = [entry for group in groups for entry in group]
+    _one_data_set(every)
+    kept, seen = [], set()
+    for entry in sorted(every, key=lambda entry: (not entry.own) + (entry.set == FULL)):
+        same = (entry.digest, entry.teacher, entry.protocol, *sorted((kind, found.values) for kind, found in entry.accuracy.items()))
+        if entry.own or (entry.set in (*controls, FULL) and same not in seen):
+            kept.append(entry)
+        seen.add(same)
+    return kept
+
+
+def _one_data_set(every: Sequence[Entry]) -> None:
+    """Fingerprints decide where both are known: a run that has no teacher yet has none."""
+    for first, other in zip(every, every[1:], strict=False):
+        known = first.fingerprint and other.fingerprint
+        if (first.fingerprint != other.fingerprint) if known else (first.data != other.data):
+            what = [f"{entry.run} of {entry.data}" + (f" ({entry.fingerprint[:8]})" if known else "") for entry in (first, other)]
+            raise DataError(f"run {what[0]}, run {what[1]}: only runs of one data set can be compared, leave the others out")
+
+
+def usual(found: Iterable[Entry]) -> Protocol | None:
+    """The protocol that most entries share, the first of equals; None where nothing is evaluated. Full data has its own."""
+    counts = Counter(entry.protocol for entry in found if entry.protocol and entry.set != FULL)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def caveats(found: Sequence[Entry]) -> list[str]:
+    """What makes numbers of these entries incomparable, a line each; empty where nothing does."""
+    small = [entry for entry in found if entry.set != FULL]
+    lines = []
+    if waiting := sorted({entry.run for entry in small if entry.own and not entry.accuracy}):
+        lines.append(f"not evaluated yet: {', '.join(waiting)}")
+    protocols: dict[str, set[Protocol]] = {}
+    for entry in small:
+        if entry.protocol:
+            protocols.setdefault(entry.run, set()).add(entry.protocol)
+    if len({frozenset(how) for how in protocols.values()}) > 1:
+        lines.append("students were not trained alike: compare accuracies only where recipe, student and epochs agree")
+    if len({entry.teacher for entry in small if entry.accuracy}) > 1:
+        lines.append("the runs have different teachers, hence different soft labels")
+    if len({(entry.features, entry.teacher if entry.features == "teacher" else "") for entry in small if entry.cosine is not None}) > 1:
+        lines.append("cosines were measured in the features of different networks: they cannot be compared")
+    machines = sorted({entry.machine for entry in small if entry.seconds is not None})
+    if len(machines) > 1:
+        lines.append(f"seconds are of different machines ({'; '.join(machines)}): compare image-iterations")
+    return lines
+
+
+def differences(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
+    """Setting -> run -> its value, of the settings that differ between runs and have a say in results."""
+    flats = {run: flatten(config) for run, config in configs.items()}
+    names = next(iter(flats.values()), {})
+    values = {name: {run: flat[name] for run, flat in flats.items()} for name in names if name not in PLACE}
+    return {name: by_run for name, by_run in values.items() if len(set(map(repr, by_run.values()))) > 1}
+
+
+def table(found: Sequence[Entry]) -> str:
+    """The entries as a plain table, with what its columns mean and what cannot be compared below it."""
+    lines = [HEADS, *map(_cells, found)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rule = "-" * max(map(len, body))
+    note = [
+        "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
+        "cosine: intra-class, lower is more diverse; seconds: ranking, synthesis and stored labels, without the teacher",
+        "img-it: image-iterations of the synthesis; bytes: the images and stored soft labels (labels made online need the teacher)",
+        *(f"! {line}" for line in caveats(found)),
+    ]
+    return "\n".join([body[0], rule, *body[1:], rule, *note])
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    """One line of the table, in the order of `HEADS`."""
+    counts = dict.fromkeys(str(entry.accuracy[kind].n) for kind in KINDS if kind in entry.accuracy)  # one number where they agree
+    cells = (
+        "-" if entry.set == FULL else entry.run,
+        entry.set,
+        entry.ipc,
+        *(entry.protocol or (None, None, None)),
+        *(entry.accuracy.get(kind) for kind in KINDS),
+        "/".join(counts) or None,
+        None if entry.cosine is None else f"{entry.cosine:.3f}",
+        None if entry.seconds is None else f"{entry.seconds:.2f}",
+        None if entry.work is None else f"{entry.work:,}",
+        None if entry.bytes is None else f"{entry.bytes:,}",
+    )
+    return tuple("-" if cell is None else str(cell) for cell in cells)

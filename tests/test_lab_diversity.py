@@ -1,0 +1,164 @@
+"""The diversity explorer without a browser: choose sets, features, perplexity, pages; see what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from delt.analysis.sets import FeatureSet
+from delt.errors import ConfigError, DataError, DeltError, RunError
+from delt.lab import DiversityExplorer, View
+from delt.lab.diversity import gather, numbers, scatter_state
+from delt.results import Run
+
+
+@pytest.fixture(scope="module")
+def explorer(smoke_run):
+    return DiversityExplorer(smoke_run, perplexity=10, per_class=8).join(60)
+
+
+def test_sets_stand_beside_real_images_and_the_random_control(explorer, smoke_run):
+    assert [row.name for row in explorer.rows] == ["delt", "random", "real"]
+    delt, random, real = explorer.rows
+    assert delt.cosine == pytest.approx(smoke_run.diversity["delt"]["mean"], abs=2e-6)
+    assert random.cosine == pytest.approx(smoke_run.diversity["random"]["mean"], abs=2e-6)
+    assert real.images == 80 and real.coverage is None and delt.coverage is not None
+    assert "random real images" in explorer.numbers.value and f"{delt.cosine:.3f}" in explorer.numbers.value
+    assert f"{delt.vendi_class:.2f}" in explorer.table()
+
+
+def test_a_run_without_a_control_is_given_as_many_random_images(smoke_run):
+    lonely = Run(smoke_run.path)
+    lonely.controls = {}
+    _, sets, real = gather([lonely], 8)
+    random = sets[1]
+    assert random.name == "random" and len(random) == len(sets[0]) and all(source.startswith("train/") for source in random.source)
+    assert random.labels.bincount().tolist() == [smoke_run.config.ipc] * 10 and all(source.startswith("test/") for source in real.source)
+
+
+def test_dots_tiles_and_rows_are_of_the_same_images(explorer):
+    state, (shown, real) = explorer.view.state, (explorer.shown, explorer.real)
+    assert len(state["x"]) == len(state["table"]) == len(real) + len(shown) == len(state["colour"])
+    assert state["shape"][: len(real)] == [0] * len(real)
+    assert [shape - 1 for shape in state["shape"][len(real) :]] == shown.sub_batch.tolist()
+    sheet = np.array(Image.open(io.BytesIO(explorer.view.sheets["tiles"])))
+    width, height = state["size"]
+    for dot in (0, len(real) - 1, len(real), len(state["x"]) - 1):
+        row, column = divmod(state["tile"][dot], state["grid"])
+        tile = sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        whole = torch.cat([real.images, shown.images])[dot, 0].numpy()
+        assert np.array_equal(tile, whole)
+    last = state["table"][-1]
+    assert last[:2] == ["DELT", "9"] and last[2] == str(int(shown.sub_batch[-1]) + 1) and last[4] == shown.source[-1]
+
+
+def test_another_set_moves_no_dot(explorer):
+    before = explorer.view.state["x"][: len(explorer.real)]
+    explorer.view.picked = [0, 3]
+    assert [row["set"] for row in explorer.picked] == ["real images", "real images"]
+    explorer.shown_choice.value = "random"
+    assert explorer.view.state["x"][: len(explorer.real)] == before and explorer.view.picked == []
+    assert explorer.view.state["table"][-1][0] == "random real images" and set(explorer.view.state["shape"]) == {0, 1}
+    explorer.shown_choice.value = "delt"
+
+
+def test_perplexity_moves_dots_and_features_change_numbers(explorer):
+    places, cosine = explorer.places["delt"], explorer.rows[0].cosine
+    explorer.perplexity_slider.value = 4
+    explorer.join(60)
+    assert not np.array_equal(places, explorer.places["delt"]) and explorer.rows[0].cosine == cosine
+    explorer.features_choice.value = "convnet3"
+    explorer.join(60)
+    assert explorer.rows[0].cosine != cosine
+    assert "features of convnet3, perplexity 4" in explorer.figure().texts[1].get_text()
+    assert "features of convnet3" in explorer.figure("depth").texts[1].get_text()
+    explorer.features_choice.value = "teacher"
+    explorer.join(60)
+    assert explorer.rows[0].cosine == cosine
+
+
+def test_features_that_cannot_be_had_are_said_and_nothing_breaks(explorer, monkeypatch):
+    def refuse(*args):
+        raise DeltError("no weights of this network <here>")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("delt.lab.diversity.extractor_of", refuse)
+        explorer.features_choice.value = "resnet18"
+        explorer.join(60)
+        assert "no weights of this network &lt;here&gt;" in explorer.says.value
+        with pytest.raises(DeltError, match="no weights of this network <here>"):
+            explorer.table()
+    explorer.features_choice.value = "teacher"
+    assert "cosine" in explorer.join(60).table()
+
+
+def test_pages_are_drawn_when_they_are_opened(explorer):
+    explorer.tabs.selected_index = 2
+    first = bytes(explorer.images["pairs"].value)
+    assert first.startswith(b"\x89PNG")
+    explorer.class_choice.value = 4
+    assert bytes(explorer.images["pairs"].value) != first
+    for page, name in ((1, "classes"), (3, "depth")):
+        explorer.tabs.selected_index = page
+        assert bytes(explorer.images[name].value).startswith(b"\x89PNG")
+    explorer.tabs.selected_index = 0
+
+
+def test_every_page_has_its_figure(explorer):
+    titles = {name: explorer.figure(name)._suptitle.get_text() for name in ("embedding", "classes", "pairs", "depth")}
+    assert titles["embedding"] == "DELT among real images" and titles["pairs"].startswith("Pairs of images of class")
+    assert isinstance(explorer.figure(), Figure) and len(set(titles.values())) == 4
+    with pytest.raises(ConfigError, match="no figure 'tsne'|unknown figure"):
+        explorer.figure("tsne")
+
+
+def test_several_runs_are_named_by_their_folders(explorer, smoke_run, tmp_path):
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    for folder in folders:
+        folder.parent.mkdir()
+        folder.symlink_to(smoke_run.path)
+    real_paths = [Run(folder) for folder in folders]
+    with pytest.raises(DataError, match="is given twice"):
+        gather(real_paths)
+    control = smoke_run.controls["one_sub_batch"]
+    control.__dict__["teacher"] = smoke_run.teacher
+    _, sets, _ = gather([smoke_run, control])
+    assert [found.name for found in sets] == ["run", "one_sub_batch", "random"]
+
+
+def test_bad_input_is_refused(smoke_run, tmp_path):
+    with pytest.raises(RunError, match="no run at"):
+        DiversityExplorer(tmp_path)
+    with pytest.raises(DataError, match="there is no run to look at"):
+        DiversityExplorer([])
+    with pytest.raises(ConfigError, match="resnet1"):
+        DiversityExplorer(smoke_run, features="resnet1")
+    other = Run(smoke_run.path)
+    other.config = dataclasses.replace(smoke_run.config, dataset="cifar10")
+    with pytest.raises(DataError, match="is of cifar10, .* of digits; allowed are runs of one data set"):
+        gather([smoke_run, other])
+
+
+def test_names_are_text_in_html(explorer):
+    rows = [dataclasses.replace(explorer.rows[0], name="<img src=x>")]
+    assert "<img" not in numbers(rows, explorer.real) and "&lt;img" in numbers(rows, explorer.real)
+
+
+def test_many_classes_have_no_legend_but_a_name_each():
+    labels = torch.arange(12)
+    found = FeatureSet("x", torch.zeros(12, 3, 4, 4, dtype=torch.uint8), labels, tuple(f"c{k}" for k in range(12)), ["noise"] * 12)
+    state, _ = scatter_state(found, np.zeros((12, 2)), found, np.ones((12, 2)))
+    assert state["legend"] == [] and state["table"][11] == ["x", "c11", "-", "-", "noise"]
+    View(kind="scatter", state=state)
+
+
+def test_the_page_holds_everything(explorer, tmp_path):
+    text = explorer.save_html(tmp_path / "page.html").read_text()
+    assert "DELT on digits, among real images" in text and "coverage" in text and "http-equiv" in text
+    assert "https://" not in text

@@ -1,0 +1,110 @@
+"""Similarity figures: what they show equals what was measured; they fit sets of any kind."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import PathCollection
+
+from delt import plots
+from delt.analysis.sets import FeatureSet, cosine_to_class, pairwise_cosine
+from delt.errors import DataError
+
+
+def toy(name="delt", per_class=4, classes=3, made=True, seed=0):
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    depth = torch.arange(per_class).repeat(classes) // 2
+    return FeatureSet(
+        name,
+        torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8),
+        labels,
+        tuple(f"class {label}" for label in range(classes)),
+        ["noise"] * len(labels),
+        depth if made else None,
+        100 - 10 * depth if made else None,
+        torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(seed)),
+    )
+
+
+def panels(figure):
+    return [ax for ax in figure.axes if ax.axison]
+
+
+def test_bars_are_sorted_and_the_line_is_their_mean():
+    sets = [toy(), toy("random", made=False, seed=1), toy("real", made=False, seed=2)]
+    shown = panels(plots.class_similarity(sets))
+    assert len(shown) == 3
+    for found, ax in zip(sets, shown, strict=True):
+        heights = [bar.get_height() for bar in ax.patches]
+        assert heights == sorted(found.by_class.values(), reverse=True)
+        assert ax.lines[0].get_ydata()[0] == pytest.approx(np.mean(heights))
+        order = sorted(found.by_class, key=lambda label: -found.by_class[label])
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == [found.classes[label] for label in order]
+
+
+def test_many_classes_have_bars_without_names_and_lonely_images_none():
+    (ax,) = panels(plots.class_similarity([toy(classes=30)]))
+    assert "30 classes" in ax.get_xlabel() and len(ax.patches) == 30
+    (ax,) = panels(plots.class_similarity([toy(per_class=1)]))
+    assert not ax.patches and "no class has two images" in [text.get_text() for text in ax.texts]
+
+
+def test_pairs_are_the_cosines_of_one_class_without_the_diagonal():
+    found = toy()
+    figure = plots.pairs([found, toy("real", made=False, seed=3)], 1)
+    left = figure.axes[0]
+    shown = left.collections[0].get_array().reshape(4, 4)
+    expected = pairwise_cosine(found.features[4:8]).numpy()
+    off = ~np.eye(4, dtype=bool)
+    assert np.allclose(shown[off], expected[off]) and np.ma.getmaskarray(shown)[~off].all()
+    assert f"mean {expected[off].mean():.3f}" in left.get_title(loc="left")
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["1", "2"] and not figure.axes[1].get_yticklabels()
+    assert left.collections[0].get_clim() == figure.axes[1].collections[0].get_clim()
+
+
+def test_pairs_refuse_what_is_no_class():
+    with pytest.raises(DataError, match="allowed are labels from 0 to 2"):
+        plots.pairs([toy()], 3)
+    with pytest.raises(DataError, match="there is no set"):
+        plots.pairs([], 0)
+
+
+def test_depth_shows_every_image_and_a_line_for_sets_without_depth():
+    found, real = toy(), toy("real", made=False, seed=1)
+    by_number, by_updates = plots.depth([found, real]).axes
+    similarity = cosine_to_class(found.features, found.labels, 3)
+    for ax, of in ((by_number, found.sub_batch + 1), (by_updates, found.iterations)):
+        heights = np.sort(np.concatenate([part.get_offsets()[:, 1] for part in ax.collections if isinstance(part, PathCollection)]))
+        assert np.allclose(heights, np.sort(similarity.numpy()))
+        line = next(line for line in ax.lines if len(line.get_ydata()) == 2)
+        assert line.get_ydata()[0] == pytest.approx(real.cosine)
+        assert len({round(float(value)) for value in of}) == 2
+
+
+def test_depth_says_where_nothing_was_optimised():
+    figure = plots.depth([toy("random", made=False)])
+    assert all("no set was optimised" in [text.get_text() for text in ax.texts] for ax in figure.axes)
+
+
+def test_embedding_has_a_mark_for_every_image_in_the_colour_of_its_class():
+    found, real = toy(), toy("real", per_class=10, made=False, seed=1)
+    places, behind = np.random.default_rng(0).normal(size=(12, 2)), np.random.default_rng(1).normal(size=(30, 2))
+    ax = plots.embedding(places, real, behind, found).axes[0]
+    under, *marks = ax.collections
+    assert np.allclose(under.get_offsets(), behind) and len(marks) == 2
+    for number, part in enumerate(marks):
+        assert np.allclose(part.get_offsets(), places[(found.sub_batch == number).numpy()])
+    assert len({tuple(colour) for colour in marks[0].get_facecolors()}) == 3
+    assert [text.get_text() for text in ax.texts] == ["class 0", "class 1", "class 2"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["sub-batch 1", "sub-batch 2"]
+    flat = dataclasses.replace(found, sub_batch=None, iterations=None)
+    assert plots.embedding(places, real, behind, flat).axes[0].get_legend() is None
+    with pytest.raises(DataError, match="3 and 30 places for 12 and 30 images"):
+        plots.embedding(places[:3], real, behind, found)
+
+
+def test_class_colours_differ_as_long_as_they_can():
+    assert len(set(plots.style.class_colours(10))) == 10 and len(plots.style.class_colours(200)) == 200
