@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from delt import storage
+from delt.analysis.compare import Entry, entries, merged
 from delt.analysis.table import rows, text
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import FILE as RANKING
@@ -134,6 +138,72 @@ def load(folder: Path | str) -> Run:
     if not (path / "config.json").is_file():
         raise RunError(f"no run at {path}: looked for config.json in it")
     return Run(path)
+
+
+def load_all(folders: Iterable[Path | str]) -> dict[str, Run]:
+    """Open several run folders, by names that are short and tell them apart: the ends of their paths.
+
+    Args:
+        folders: run folders, or patterns such as "runs/*", which stand for every run folder that they match.
+
+    Raises:
+        RunError: there is no run in a folder, or none that a pattern matches.
+    """
+    if isinstance(folders, (str, Path)):
+        raise RunError(f"folders are {str(folders)!r}; allowed is a list of them: [{str(folders)!r}]")
+    found = {path.resolve(): load(path) for folder in folders for path in _matches(folder)}
+    return dict(zip(short_names([path.parts for path in found]), found.values(), strict=True))
+
+
+def _matches(folder: Path | str) -> list[Path]:
+    """The folder itself, or the run folders that a pattern matches, in the order of their names."""
+    if Path(folder).exists() or not glob.has_magic(str(folder)):
+        return [Path(folder)]
+    found = [path for name in sorted(glob.glob(str(folder))) if ((path := Path(name)) / "config.json").is_file()]
+    if not found:
+        raise RunError(f"no run matches {folder}: looked for folders with a config.json in them")
+    return found
+
+
+def short_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """The shortest ends of different paths that still differ, without an end that all share (a sweep's points are NAME/run)."""
+    while len(paths) > 1 and len({parts[-1] for parts in paths}) == 1:
+        paths = [parts[:-1] for parts in paths]
+    depth = next(depth for depth in count(1) if len({parts[-depth:] for parts in paths}) == len(paths))
+    return ["/".join(parts[-depth:]) for parts in paths]
+
+
+def compare(runs: Mapping[str, Run], controls: Sequence[str] = ("random",)) -> list[Entry]:
+    """The sets of several runs side by side, for `delt.analysis.compare.table` and `delt.plots.comparison`.
+
+    >>> done = load_all(["runs/a", "runs/b"])
+    >>> print(table(compare(done)))
+
+    Args:
+        runs: by name; see `load_all`. A run that is not finished has what is known of it.
+        controls: names of the controls that are to stand beside the runs' own sets.
+
+    Raises:
+        DataError: the runs are of different data sets.
+        IntegrityError: a file is damaged.
+    """
+    return merged([_entries(name, run) for name, run in runs.items()], controls)
+
+
+def _entries(name: str, run: Run) -> list[Entry]:
+    sets = {run.config.method: run, **run.controls}
+    scores = run.scores if "scores.json" in run._files else ()
+    diversity = run.diversity if "diversity.json" in run._files else {}
+    classes = len(run.classes) if "teachers/teacher.json" in run._files else 0
+    records = {part: RunFolder(of.path).records() for part, of in sets.items()}
+    facts = run.manifest.get("machine", {})
+    machine = f"{facts['device_name']}, {facts['cores']} cores" if facts else ""
+    return entries(name, {part: of.config for part, of in sets.items()}, records, scores, diversity, classes, machine)
+
+
+def synthetic_sets(runs: Mapping[str, Run]) -> dict[str, SyntheticSet]:
+    """The synthetic sets by run, of the runs that have made theirs."""
+    return {name: run.synthetic for name, run in runs.items() if "synthetic.parquet" in run._files}
 
 
 def read_config(path: Path) -> RunConfig:

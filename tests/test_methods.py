@@ -146,3 +146,16 @@ def test_a_run_that_is_its_own_control_has_none():
     assert control_of(configure("digits", ipc=5, method="random"), "one_sub_batch") is None
     assert control_of(configure("digits", ipc=5, iterations=0), "start") is None
     assert set(CONTROLS) == {"random", "start", "one_sub_batch"}
+
+
+def test_every_method_has_the_controls_of_every_preset():
+    """A control keeps what its method may not lose; what starts from noise has no patches to be compared with."""
+    for method in METHODS:
+        for preset in ("paper", "demo", "smoke"):
+            config = configure("digits", method=method, preset=preset)
+            found = {name: control_of(config, name) for name in CONTROLS}
+            assert found["start"] is None or found["start"].recover.iterations == 0
+    cda = configure("digits", method="cda", preset="demo")
+    assert control_of(cda, "start") is None and control_of(cda, "random").recover.iterations == 0
+    from_patches = configure("digits", method="cda", preset="demo", rank_keep="medium")
+    assert control_of(from_patches, "start").recover.sub_batches == 1

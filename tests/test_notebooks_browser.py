@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import browser
 import pytest
 
+PRESET = "demo" if os.environ.get("DELT_SCREENSHOTS") else "smoke"  # pictures for people are worth the wait
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -103,7 +105,7 @@ def test_02_explorer(lab: tuple[Any, str, Path]) -> None:
 
 def test_03_diversity(lab: tuple[Any, str, Path]) -> None:
     page, address, root = lab
-    browser.with_parameters(NOTEBOOKS / "03_diversity.ipynb", root / "03.ipynb", preset="smoke", perplexity=20)
+    browser.with_parameters(NOTEBOOKS / "03_diversity.ipynb", root / "03.ipynb", preset=PRESET, perplexity=20)
     browser.open_notebook(page, address, "03.ipynb")
     browser.run_all(page)
     explorer = page.locator(".delt-diversity").first

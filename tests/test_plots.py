@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import test_plots_compare
 import test_plots_curves
 import test_plots_measures
 import test_plots_pictures
+import test_plots_similarity
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,10 +19,12 @@ from matplotlib.text import Text
 
 from delt import plots
 
-FIGURES = {**test_plots_curves.FIGURES, **test_plots_measures.FIGURES, **test_plots_pictures.FIGURES}
+ROOMS = (test_plots_curves, test_plots_measures, test_plots_pictures, test_plots_similarity, test_plots_compare)
+FIGURES = {name: draw for room in ROOMS for name, draw in room.FIGURES.items()}
+HELPERS = {"SETS", "Picture", "SetStyle", "png", "set_styles", "sub_batch_colours"}  # the rest of the face are figures
 
 
-@pytest.mark.parametrize("name", ["schedule", "images", "trajectory", "losses", "accuracy", "diversity", "ranking"])
+@pytest.mark.parametrize("name", sorted(set(plots.__all__) - HELPERS))
 def test_every_figure_is_there(name: str) -> None:
     draw = getattr(plots, name)
     assert name in plots.__all__

@@ -29,6 +29,24 @@ def toy(name="delt", per_class=4, classes=3, made=True, seed=0):
     )
 
 
+def on_a_plane(found, real):
+    places = np.random.default_rng(0)
+    return plots.embedding(places.normal(size=(len(found), 2)), real, places.normal(size=(len(real), 2)), found, "t-SNE")
+
+
+FOUR = [toy(per_class=5), toy("runs/one", per_class=5), toy("random", made=False), toy("real", made=False)]
+FIGURES = {
+    "class_similarity": lambda: plots.class_similarity([toy(), toy("random", made=False), toy("real", made=False)]),
+    "class_similarity, many": lambda: plots.class_similarity([toy(classes=30)]),
+    "class_similarity, ten": lambda: plots.class_similarity([toy(classes=10), toy("random", classes=10)]),
+    "pairs": lambda: plots.pairs([toy(), toy("random", made=False)], 0),
+    "pairs, four": lambda: plots.pairs(FOUR, 1),
+    "pairs, many": lambda: plots.pairs([toy(per_class=50)], 1),
+    "depth": lambda: plots.depth([toy(), toy("one_sub_batch"), toy("random", made=False)]),
+    "embedding": lambda: on_a_plane(toy(), toy("real", made=False)),
+}
+
+
 def panels(figure):
     return [ax for ax in figure.axes if ax.axison]
 
@@ -104,6 +122,10 @@ def test_embedding_has_a_mark_for_every_image_in_the_colour_of_its_class():
     assert plots.embedding(places, real, behind, flat).axes[0].get_legend() is None
     with pytest.raises(DataError, match="3 and 30 places for 12 and 30 images"):
         plots.embedding(places[:3], real, behind, found)
+
+
+def test_many_classes_have_no_names_on_the_plane():
+    assert not on_a_plane(toy(classes=30), toy("real", classes=30, made=False)).axes[0].texts
 
 
 def test_class_colours_differ_as_long_as_they_can():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 import delt
-from delt.errors import IntegrityError, RunError
+from delt.analysis.compare import table
+from delt.batch import execute
+from delt.errors import DataError, IntegrityError, RunError
+from delt.results import compare, load_all, synthetic_sets
 
 
 def test_what_is_loaded(smoke_run):
@@ -55,3 +60,55 @@ def test_a_changed_file_is_not_read(smoke_run, tmp_path, name):
     attribute = {"teachers/teacher": "teacher"}.get(name.split(".")[0], name.split(".")[0])
     with pytest.raises(IntegrityError, match="expected sha256"):
         getattr(delt.load(tmp_path / "run"), attribute)
+
+
+def test_runs_are_named_by_what_tells_them_apart(smoke_run, tmp_path):
+    folders = [tmp_path / "one" / "run", tmp_path / "two" / "run", tmp_path / "two" / "other"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        shutil.copy(smoke_run.path / "config.json", folder)
+    assert list(load_all(folders[:2])) == ["one", "two"]
+    assert list(load_all([*folders, folders[0]])) == ["one/run", "two/run", "two/other"]
+    assert list(load_all([f"{tmp_path}/*/run"])) == ["one", "two"]
+    assert list(load_all([f"{tmp_path}/two/*"])) == ["other", "run"]
+    assert list(load_all([smoke_run.path])) == ["run"] and load_all([]) == {}
+
+
+def test_folders_without_runs_are_named(smoke_run, tmp_path):
+    with pytest.raises(RunError, match=f"no run at {tmp_path / 'none'}"):
+        load_all([smoke_run.path, tmp_path / "none"])
+    with pytest.raises(RunError, match=r"no run matches .*\*: looked for folders"):
+        load_all([f"{tmp_path}/*"])
+    with pytest.raises(RunError, match="allowed is a list"):
+        load_all("runs/a")
+
+
+def test_runs_side_by_side(smoke_run, tmp_path):
+    config = delt.configure("digits", preset="smoke", ipc=2, iterations=8, workers=1)
+    delt.run(config, tmp_path / "late", until="recover", listener=lambda event: None)
+    runs = load_all([smoke_run.path, tmp_path / "late"])
+    own, late, random = compare(runs)
+    assert [(entry.run, entry.set) for entry in (own, late, random)] == [("run", "delt"), ("late", "delt"), ("run", "random")]
+    assert own.accuracy["soft"].values == tuple(row.last for row in smoke_run.scores if (row.set, row.labels) == ("delt", "soft"))
+    assert own.cosine == smoke_run.diversity["delt"]["mean"] and own.work == smoke_run.rows()[0]["work"]
+    assert own.bytes == sum(path.stat().st_size for path in (smoke_run.path / "synthetic").rglob("*.png"))
+    assert own.seconds and random.seconds and late.seconds and not late.accuracy and late.bytes
+    assert "! not evaluated yet: late" in table(compare(runs)) and len(compare(runs, ())) == 2
+    assert {name: len(one) for name, one in synthetic_sets(runs).items()} == {"run": 50, "late": 20}
+
+
+def test_runs_of_two_data_sets_are_not_compared(smoke_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    other = (smoke_run.path / "config.json").read_text().replace('"dataset": "digits"', '"dataset": "cifar10"')
+    (tmp_path / "run" / "config.json").write_text(other)
+    with pytest.raises(DataError, match="of digits, run .* of cifar10"):
+        compare(load_all([smoke_run.path, tmp_path / "run"]))
+
+
+def test_the_notebook_compares_run_folders(smoke_run, tmp_path):
+    notebook = Path(__file__).resolve().parents[1] / "notebooks" / "04_compare.ipynb"
+    done = tmp_path / "compare.ipynb"
+    execute(notebook, done, {"runs": [str(smoke_run.path)], "controls": ["random", "start"]})
+    outputs = [output for cell in json.loads(done.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert any("one_sub_batch" not in text and "start" in text for output in outputs if (text := "".join(output.get("text", ""))))

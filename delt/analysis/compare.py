@@ -17,7 +17,8 @@ from delt.errors import DataError
 
 SYNTHESIS = ("rank", "recover", "relabel")  # the stages that make a set; the teacher is shared, and often comes from the cache
 FULL = "full"  # the set of all real images
-PLACE = ("device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "preset")  # settings without a say in results
+SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "preset"}  # settings without a say
+SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "recover_record_count", "recover_record_iterations"}
 HEADS = ("run", "set", "ipc", "recipe", "student", "epochs", "soft labels", "hard labels", "n", "cosine", "seconds", "img-it", "bytes")
 Records = Mapping[str, Mapping[str, Any]]  # of finished stages by name, as `RunFolder.records` gives them
 
@@ -176,10 +177,10 @@ def caveats(found: Sequence[Entry]) -> list[str]:
 
 
 def differences(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
-    """Setting -> run -> its value, of the settings that differ between runs and have a say in results."""
+    """Setting -> run -> its value, of the settings that differ between runs and have a say in what a set is worth."""
     flats = {run: flatten(config) for run, config in configs.items()}
     names = next(iter(flats.values()), {})
-    values = {name: {run: flat[name] for run, flat in flats.items()} for name in names if name not in PLACE}
+    values = {name: {run: flat[name] for run, flat in flats.items()} for name in names if name not in SILENT}
     return {name: by_run for name, by_run in values.items() if len(set(map(repr, by_run.values()))) > 1}
 
 

@@ -156,7 +156,7 @@ def notes(real: FeatureSet, neighbours: int = NEIGHBOURS) -> list[str]:
     """What the columns mean, one line each."""
     return [
         "cosine: intra-class similarity, mean over classes; lower is more diverse",
-        "Vendi: how many different images there are in effect, within a class (mean over classes) and in all; it grows with the set",
+        "Vendi: effective number of different images, in a class (mean over classes) and in all; it grows with the set",
         f"density, coverage: with respect to {len(real):,} held-out real images, k = {neighbours}; fair between sets of one size",
     ]
 

@@ -34,7 +34,7 @@ from delt.lab.state import State
 from delt.lab.view import View
 from delt.models import zoo
 from delt.plots.style import class_colours, set_styles
-from delt.results import Run, load
+from delt.results import Run, load, load_all, short_names
 from delt.runtime import device_of
 
 PER_CLASS = 40  # held-out real images
@@ -42,6 +42,7 @@ MOST_REAL = 1500  # of all classes together: dots that can be told apart, and t-
 FEWEST = 6  # of a class
 NAMED = 10  # classes that have a colour of their own
 COLUMNS = ("set", "class", "sub-batch", "updates", "source")
+OTHERS = ("random", "real")  # sets beside the runs
 PICTURES = ("embedding", "classes", "pairs", "depth")
 TITLES = ("t-SNE", "By class", "Pairs of a class", "By depth")
 AnyRun = Run | LiveRun | Path | str
@@ -54,7 +55,7 @@ class DiversityExplorer(ipywidgets.VBox):
     is that of the first run that has one; otherwise as many random training images are drawn.
 
     Args:
-        runs: a run or several, of one data set, or their folders; a stopped live run counts, too.
+        runs: a run or several, of one data set, their folders, or patterns such as "runs/*"; a stopped live run counts, too.
         features: "teacher", or an architecture of the zoo (see `delt.analysis.diversity.extractor_of`).
         perplexity: of t-SNE.
         per_class: held-out real images of a class; fewer where there are many classes.
@@ -67,7 +68,7 @@ class DiversityExplorer(ipywidgets.VBox):
     def __init__(
         self, runs: AnyRun | Sequence[AnyRun], *, features: str = "teacher", perplexity: float = 30, per_class: int = PER_CLASS
     ) -> None:
-        opened = [_opened(run) for run in ([runs] if isinstance(runs, (Run, LiveRun, Path, str)) else runs)]
+        opened = _opened([runs] if isinstance(runs, (Run, LiveRun, Path, str)) else runs)
         self.teacher, self._bare, self._bare_real = gather(opened, per_class)
         self.device = device_of(replace(opened[0].config.runtime, device="auto"))
         self.sets: list[FeatureSet] = []
@@ -257,8 +258,12 @@ def _choice(name: str, options: Any, value: Any) -> ipywidgets.Dropdown:
 # ------------------------------------------------------------------------------------------ sets of runs
 
 
-def _opened(run: AnyRun) -> Run | LiveRun:
-    return run if isinstance(run, (Run, LiveRun)) else load(run)
+def _opened(runs: Sequence[AnyRun]) -> list[Run | LiveRun]:
+    """Runs of runs, folders and patterns, in their order."""
+    found: list[Run | LiveRun] = []
+    for run in runs:
+        found += [run] if isinstance(run, (Run, LiveRun)) else load_all([run]).values()
+    return found
 
 
 def gather(runs: Sequence[Run | LiveRun], per_class: int = PER_CLASS) -> tuple[Teacher, list[FeatureSet], FeatureSet]:
@@ -301,15 +306,12 @@ def _path(run: Run | LiveRun) -> Path:
 
 
 def _names(runs: Sequence[Run | LiveRun]) -> list[str]:
-    """The method of a single run; of several, as much of the ends of their paths as tells them apart."""
-    if len(runs) == 1:
-        return [runs[0].config.method]
-    parts = [_path(run).resolve().parts for run in runs]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(path[-depth:]) for path in parts]
-        if len(set(names)) == len(names) and not {"random", "real"} & set(names):
-            return names
-    raise DataError(f"{_path(runs[0])} is given twice; give each run once")
+    """The method of a single run; of several, as much of their paths as tells them apart."""
+    paths = [_path(run).resolve() for run in runs]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise DataError(f"{twice[0]} is given twice; give each run once")
+    names = short_names([path.parts for path in paths]) if len(runs) > 1 else [runs[0].config.method]
+    return [f"run {name}" if name in OTHERS and len(runs) > 1 else name for name in names]
 
 
 # ------------------------------------------------------------------------------------------ what the browser draws

@@ -19,7 +19,7 @@ QUALITY = 90
 def sheet(images: Tensor) -> tuple[bytes, tuple[int, int]]:
     """An encoded picture of uint8 images [R,S,C,H,W], R rows and S columns, and a tile's width and height.
 
-    Tiles up to 64 px are exact (PNG); larger ones are reduced to at most 112 px, or to what fits, and compressed (WebP).
+    Tiles up to 64 px are exact (PNG); larger ones are reduced to at most 112 px, or to what fits, and compressed (JPEG).
     """
     rows, columns, channels, height, width = images.shape
     most = min(TILE, LARGEST // max(1, rows), LARGEST // max(1, columns))
@@ -48,6 +48,6 @@ def _encoded(pixels: np.ndarray, exact: bool) -> bytes:
     sink = io.BytesIO()
     if exact:
         image.save(sink, "PNG", compress_level=1)  # quick: it is made several times per second
-    else:
-        image.save(sink, "WEBP" if max(image.size) <= 16_383 else "JPEG", quality=QUALITY, method=0)
+    else:  # colours in full, as optimised images are full of coloured noise; WebP refuses some large pictures
+        image.save(sink, "JPEG", quality=QUALITY, subsampling=0)
     return sink.getvalue()

@@ -20,6 +20,16 @@ function put(parent, name, className = "", text = null) {
 }
 
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 6 });
+const plain = (value) => (typeof value === "number" ? number(value) : value);
+
+function paint(what, colour) {  // attributes of a shape; dark themes lift dark colours
+  return { [what]: colour, style: `${what}: color-mix(in srgb, ${colour}, var(--ink) var(--lift))` };
+}
+
+function roomIn(root) {  // CSS pixels between the paddings
+  const { paddingLeft, paddingRight } = getComputedStyle(root);
+  return root.clientWidth ? root.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight) : 700;
+}
 
 function ticks(low, high, most) {  // round numbers between two others
   const rough = (high - low) / most || 1;
@@ -30,9 +40,10 @@ function ticks(low, high, most) {  // round numbers between two others
   return found;
 }
 
-function logTicks(low, high) {  // powers of ten where there are several, else 1, 2 and 5 between them
+function logTicks(low, high) {  // powers of ten where there are several, 1, 2 and 5 between them where not, round steps over a short span
+  if (high / low < 4) return ticks(low, high, 4);
   const decades = Array.from({ length: 40 }, (_, k) => 10 ** (k - 20));
-  const parts = high / low > 300 ? [1] : high / low > 3 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+  const parts = high / low > 300 ? [1] : [1, 2, 5];
   return decades.flatMap((ten) => parts.map((part) => part * ten)).filter((value) => value >= low && value <= high);
 }
 
@@ -57,7 +68,7 @@ function schedule(root, model) {
 }
 
 function drawSchedule(svg, state) {
-  const { width, left, right, top } = FRAME, bars = 170, panel = 46, gap = 14;
+  const { width, left, right, top } = FRAME, bars = 170, panel = 46, gap = 20;
   const height = top + bars + state.panels.length * (panel + gap) + 34;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const ipc = state.sizes.reduce((a, b) => a + b, 0), total = state.iterations || 1;
@@ -86,12 +97,14 @@ function drawSchedule(svg, state) {
     add(svg, "text", { x: x(t), y: foot + 15, "text-anchor": "middle" }, number(t));
   }
   add(svg, "text", { x: (left + width - right) / 2, y: foot + 28, "text-anchor": "middle" }, "Iteration");
-  if (state.now !== null) add(svg, "line", { x1: x(state.now), x2: x(state.now), y1: top, y2: foot, class: "now" });
+  if (state.now === null) return;
+  add(svg, "line", { x1: x(state.now), x2: x(state.now), y1: top, y2: foot, class: "now" });
+  add(svg, "text", { x: Math.max(x(state.now), left + 74), y: top - 7, "text-anchor": "middle", class: "muted" }, "now");
 }
 
 function bar(svg, state, k, x, upper, lower, named) {
   const join = x(state.joins[k]), end = x(state.iterations), middle = (upper + lower) / 2 + 4;
-  const box = { x: join, y: upper, width: end - join, height: lower - upper, fill: state.colours[k], class: "bar" };
+  const box = { x: join, y: upper, width: end - join, height: lower - upper, class: "bar", ...paint("fill", state.colours[k]) };
   const node = add(svg, "rect", box);
   const says = `sub-batch ${k + 1}: ${state.sizes[k]} images, joins at ${number(state.joins[k])}, ${number(state.updates[k])} updates`;
   add(node, "title", {}, says);
@@ -120,13 +133,13 @@ function curvePanel(svg, panel, x, top, height, total, state) {
   for (const line of panel.lines) {
     const path = line.points.map(([t, v], k) => `${k ? "L" : "M"}${x(t).toFixed(1)} ${y(v).toFixed(1)}`).join("");
     const single = panel.lines.length === 1;
-    add(svg, "path", { d: path, fill: "none", "stroke-width": 1.4, ...(single ? { class: "ink" } : { stroke: line.colour }) });
+    add(svg, "path", { d: path, fill: "none", "stroke-width": 1.4, ...(single ? { class: "ink" } : paint("stroke", line.colour)) });
     if (single && state.joins.length <= 12) state.joins.forEach((join, k) => dot(svg, x(join), y(nearest(line.points, join)), state.colours[k]));
   }
 }
 
 const nearest = (points, t) => points.reduce((a, b) => (Math.abs(b[0] - t) < Math.abs(a[0] - t) ? b : a))[1];
-const dot = (svg, cx, cy, fill) => add(svg, "circle", { cx, cy, r: 3.2, fill, class: "bar" });
+const dot = (svg, cx, cy, fill) => add(svg, "circle", { cx, cy, r: 3.2, class: "bar", ...paint("fill", fill) });
 
 // ------------------------------------------------------------------------------------------ curves
 
@@ -151,7 +164,9 @@ function drawCurves(svg, state) {
   if (!values.length) [low, high] = [0, 1];
   [low, high] = [low - 0.06 * (high - low || 1), high + 0.06 * (high - low || 1)];
   const x = (t) => left + (t / (state.span[1] || 1)) * (width - left - right), y = (v) => top + tall - ((v - low) / (high - low || 1)) * tall;
-  for (const value of state.log ? logTicks(10 ** low, 10 ** high) : ticks(low, high, 4)) {
+  if (!values.length)
+    add(svg, "text", { x: (left + width - right) / 2, y: top + tall / 2, "text-anchor": "middle", class: "muted" }, "nothing was measured yet");
+  for (const value of !values.length ? [] : state.log ? logTicks(10 ** low, 10 ** high) : ticks(low, high, 4)) {
     add(svg, "line", { x1: left, x2: width - right, y1: y(scale(value)), y2: y(scale(value)), class: "grid" });
     add(svg, "text", { x: left - 6, y: y(scale(value)) + 4, "text-anchor": "end" }, number(value));
   }
@@ -162,10 +177,10 @@ function drawCurves(svg, state) {
   const every = Math.ceil(state.lines.length / 11);
   state.lines.forEach((line, k) => {
     const path = line.points.filter(([, v]) => !state.log || v > 0).map(([t, v], n) => `${n ? "L" : "M"}${x(t).toFixed(1)} ${y(scale(v)).toFixed(1)}`);
-    add(svg, "path", { d: path.join(""), fill: "none", stroke: line.colour, "stroke-width": 1.6 });
+    add(svg, "path", { d: path.join(""), fill: "none", "stroke-width": 1.6, ...paint("stroke", line.colour) });
     if (k % every) return;
     const at = top + 8 + (k / every) * 13;
-    add(svg, "rect", { x: width - right + 8, y: at - 4, width: 10, height: 4, fill: line.colour });
+    add(svg, "rect", { x: width - right + 8, y: at - 4, width: 10, height: 4, ...paint("fill", line.colour) });
     add(svg, "text", { x: width - right + 22, y: at + 2, class: "muted" }, line.name);
   });
 }
@@ -268,19 +283,22 @@ function scrubber(controls, model) {
 function drawFrames(root, canvas, image, state, at, difference) {
   const last = state.iterations.length - 1;
   const blocks = state.scrub ? [["start", 0], [difference ? "change so far" : `iteration ${number(state.iterations[at])}`, at], ["end", last]] : [["", 0]];
-  const room = Math.max(320, root.clientWidth || 700) - 108, grid = layout(state, blocks.length, room);
+  const room = Math.max(320, roomIn(root)) - 100, grid = layout(state, blocks.length, room);
   const context = sharp(canvas, 98 + blocks.length * grid.block, grid.head + grid.tops.at(-1));
   const style = getComputedStyle(root), ink = style.getPropertyValue("--ink"), muted = style.getPropertyValue("--muted");
   context.font = "11px system-ui, sans-serif";
   context.textBaseline = "middle";
-  state.rows.forEach((row, r) => rowName(context, row, grid.head + grid.tops[r], grid.tops[r + 1] - grid.tops[r] - 4, ink, muted));
+  const waits = (row, s) => row.join > 0 && state.iterations[s] <= row.join;
+  state.rows.forEach((row, r) => {
+    const note = state.scrub && waits(row, at) ? `joins at ${number(row.join)}` : row.note;
+    rowName(context, { ...row, note }, grid.head + grid.tops[r], grid.tops[r + 1] - grid.tops[r] - 4, ink, muted);
+  });
   blocks.forEach(([name, s], b) => {
     const left = 96 + b * grid.block;
     context.fillStyle = muted;
     context.fillText(name, left, 8);
     state.rows.forEach((row, r) => {
-      const waits = row.join > 0 && state.iterations[s] <= row.join && (b === 1 || !state.scrub);
-      context.globalAlpha = waits ? 0.35 : 1;
+      context.globalAlpha = waits(row, s) && (b === 1 || !state.scrub) ? 0.35 : 1;
       row.images.forEach((i, c) => {
         const x = left + (c % grid.columns) * (grid.side + 2), y = grid.head + grid.tops[r] + Math.floor(c / grid.columns) * (grid.high + 2);
         tile(context, image, state.tile, s, i, x, y, grid.side);
@@ -294,10 +312,12 @@ function drawFrames(root, canvas, image, state, at, difference) {
 function layout(state, blocks, room) {  // tiles as large as there is room for; long rows are folded rather than tiny
   const longest = Math.max(1, ...state.rows.map((row) => row.images.length)), width = room / blocks - (blocks > 1 ? 18 : 0);
   const columns = Math.max(1, Math.min(longest, Math.floor(width / 38)));
-  const side = Math.max(8, Math.min(state.scrub ? 84 : 64, Math.floor(width / columns) - 2));
+  const most = state.scrub ? Math.max(56, Math.min(112, 720 / state.rows.length)) : 64;  // all rows in view while scrubbing
+  const side = Math.max(8, Math.floor(Math.min(most, width / columns - 2)));
   const high = Math.round((side * state.tile[1]) / state.tile[0]), tops = [0];
   for (const row of state.rows) tops.push(tops.at(-1) + Math.ceil(row.images.length / columns) * (high + 2) + 4);
-  return { columns, side, high, tops, head: state.scrub ? 18 : 2, block: columns * (side + 2) + (blocks > 1 ? 18 : 0) };
+  const block = columns * (side + 2) + (blocks > 1 ? 18 : 0), least = blocks > 1 ? Math.min(96, room / blocks) : 0;  // for its name
+  return { columns, side, high, tops, head: state.scrub ? 18 : 2, block: Math.max(least, block) };
 }
 
 function rowName(context, row, y, high, ink, muted) {
@@ -344,7 +364,7 @@ function mark(context, x, y, radius, shape) {
 
 function scatter(root, model) {
   const key = put(root, "div", "delt-key"), canvas = put(root, "canvas", "delt-canvas");
-  const tooltip = put(root, "div", "delt-tooltip"), table = put(root, "div", "delt-picked");
+  const ring = put(root, "div", "delt-ring"), tooltip = put(root, "div", "delt-tooltip"), table = put(root, "div", "delt-picked");
   Object.assign(canvas, { tabIndex: 0, title: "" });
   let image = null, places = [], lasso = null, turn = 0;
 
@@ -361,6 +381,15 @@ function scatter(root, model) {
     const next = bytes ? await decoded(bytes) : null;
     if (mine === turn) (image = next), draw();
   };
+  const trace = () => (places = drawScatter(root, canvas, model.get("state"), new Set(model.get("picked")), lasso));  // quick
+  const point = (dot, event) => {
+    ring.style.display = dot < 0 ? "none" : "block";
+    if (dot >= 0) {
+      ring.style.left = `${canvas.offsetLeft + places[dot][0]}px`;
+      ring.style.top = `${canvas.offsetTop + places[dot][1]}px`;
+    }
+    hover(tooltip, canvas, image, model.get("state"), dot, event);
+  };
   const pick = (dots) => (model.set("picked", dots), model.save_changes(), draw());
   const near = (event) => {
     const [x, y] = [event.offsetX, event.offsetY];
@@ -371,17 +400,24 @@ function scatter(root, model) {
     });
     return best;
   };
-  canvas.onpointerdown = (event) => ((lasso = [[event.offsetX, event.offsetY]]), canvas.setPointerCapture(event.pointerId));
-  canvas.onpointermove = (event) => {
-    if (lasso) return lasso.push([event.offsetX, event.offsetY]), draw();
-    hover(tooltip, image, model.get("state"), near(event), event);
+  canvas.onpointerdown = (event) => {
+    lasso = [[event.offsetX, event.offsetY]];
+    point(-1);
+    canvas.setPointerCapture(event.pointerId);
   };
-  canvas.onpointerleave = () => (tooltip.style.display = "none");
+  canvas.onpointermove = (event) => {
+    if (!lasso) return point(near(event), event);
+    lasso.push([event.offsetX, event.offsetY]);
+    trace();
+  };
+  canvas.onpointerleave = () => point(-1);
+  canvas.onpointercancel = () => ((lasso = null), trace());
   canvas.onpointerup = (event) => {
-    const path = lasso || [], dot = near(event), before = model.get("picked");
+    const path = lasso || [], dot = near(event), before = event.shiftKey ? model.get("picked") : [];
     lasso = null;
-    if (path.length > 3) return pick(places.map((_, k) => k).filter((k) => inside(places[k], path)));
-    pick(dot < 0 ? [] : event.shiftKey ? [...new Set([...before, dot])] : [dot]);
+    const drag = path.some(([x, y]) => Math.hypot(x - path[0][0], y - path[0][1]) > 5);  // a hand trembles in a click
+    const found = drag ? places.map((_, k) => k).filter((k) => inside(places[k], path)) : dot < 0 ? [] : [dot];
+    pick([...new Set([...before, ...found])]);
   };
   canvas.onkeydown = (event) => event.key === "Escape" && pick([]);
   model.on("change:sheets", load);
@@ -390,13 +426,15 @@ function scatter(root, model) {
 }
 
 function drawScatter(root, canvas, state, picked, lasso) {
-  const width = Math.min(900, Math.max(320, root.clientWidth || 700)), height = Math.round(width * 0.6), edge = 14;
+  const width = Math.min(960, Math.max(320, roomIn(root))), height = Math.round(width * 0.58);
+  const edge = 14, low = state.axes ? 28 : edge;
   const context = sharp(canvas, width, height), style = getComputedStyle(root);
   const [x0, x1, y0, y1] = [Math.min(...state.x), Math.max(...state.x), Math.min(...state.y), Math.max(...state.y)];
   const places = state.x.map((x, k) => [
-    edge + ((x - x0) / (x1 - x0 || 1)) * (width - 2 * edge),
-    edge + ((y1 - state.y[k]) / (y1 - y0 || 1)) * (height - 2 * edge),
+    low + ((x - x0) / (x1 - x0 || 1)) * (width - low - edge),
+    edge + ((y1 - state.y[k]) / (y1 - y0 || 1)) * (height - low - edge),
   ]);
+  if (state.axes) nameAxes(context, state.axes, width, height, style);
   const order = places.map((_, k) => k).sort((a, b) => (state.shape[a] > 0) - (state.shape[b] > 0));  // real ones below
   for (const k of order) {
     const real = !state.shape[k];
@@ -419,6 +457,19 @@ function drawScatter(root, canvas, state, picked, lasso) {
   return places;
 }
 
+function nameAxes(context, [across, up], width, height, style) {
+  context.save();
+  context.font = "11px system-ui, sans-serif";
+  context.strokeStyle = style.getPropertyValue("--faint");
+  context.strokeRect(16.5, 0.5, width - 17, height - 17);
+  context.fillStyle = style.getPropertyValue("--muted");
+  context.textAlign = "center";
+  context.fillText(across, width / 2, height - 4);
+  context.rotate(-Math.PI / 2);
+  context.fillText(up, -height / 2, 10);
+  context.restore();
+}
+
 function inside([x, y], path) {  // even-odd rule
   let within = false;
   path.forEach(([ax, ay], k) => {
@@ -434,16 +485,19 @@ function thumbnail(parent, image, state, k, side) {
   if (image) tile(context, image, state.size, state.tile[k] % state.grid, Math.floor(state.tile[k] / state.grid), 0, 0, side);
 }
 
-function hover(tooltip, image, state, k, event) {
+function hover(tooltip, canvas, image, state, k, event) {
   tooltip.style.display = k < 0 ? "none" : "block";
   if (k < 0) return;
   tooltip.dataset.dot = k;
   tooltip.replaceChildren();
   thumbnail(tooltip, image, state, k, 112);
-  state.columns.forEach((name, c) => put(tooltip, "div", "", `${name}: ${state.table[k][c]}`));
-  const canvas = event.target, right = event.offsetX > canvas.clientWidth / 2;
-  tooltip.style.left = `${canvas.offsetLeft + event.offsetX + (right ? -150 : 16)}px`;
-  tooltip.style.top = `${canvas.offsetTop + Math.max(0, event.offsetY - 60)}px`;
+  state.columns.forEach((name, c) => {
+    const value = state.table[k][c];
+    if (value !== null && value !== "") put(tooltip, "div", "", `${name}: ${plain(value)}`);
+  });
+  const right = event.offsetX > canvas.clientWidth / 2, { offsetWidth: wide, offsetHeight: high } = tooltip;
+  tooltip.style.left = `${canvas.offsetLeft + event.offsetX + (right ? -16 - wide : 16)}px`;
+  tooltip.style.top = `${canvas.offsetTop + Math.max(0, Math.min(event.offsetY - 60, canvas.clientHeight - high))}px`;
 }
 
 function drawKey(key, state) {
@@ -456,11 +510,10 @@ function drawKey(key, state) {
   state.legend.forEach(({ name, colour }) => entry(name, colour));
   state.shapes.forEach(({ name, shape }) => {
     const part = put(key, "span"), canvas = put(part, "canvas"), context = sharp(canvas, 12, 12);
-    canvas.style.display = "inline-block";
     context.fillStyle = getComputedStyle(key).color;
     mark(context, 6, 6, shape ? 4 : 2.5, shape);
     context.fill();
-    part.append(` ${name}`);
+    part.append(name);
   });
 }
 
@@ -469,10 +522,11 @@ function drawTable(parent, image, state, picked) {
   if (!picked.length) return put(parent, "span", "", "Point at a dot to see its image; click, shift-click or draw around dots to list them here.");
   const table = put(parent, "table"), head = put(table, "tr");
   ["", ...state.columns].forEach((name) => put(head, "th", "", name));
-  for (const k of picked.slice(0, 50)) {
+  const listed = [...picked].sort((a, b) => (state.shape[b] > 0) - (state.shape[a] > 0));  // the set's own before real ones
+  for (const k of listed.slice(0, 50)) {
     const row = put(table, "tr");
     thumbnail(put(row, "td"), image, state, k, 32);
-    state.table[k].forEach((value) => put(row, "td", "", value));
+    state.table[k].forEach((value) => put(row, "td", "", plain(value)));
   }
   if (picked.length > 50) put(parent, "div", "", `and ${picked.length - 50} more`);
 }
@@ -488,10 +542,13 @@ function render({ model, el }) {
   face.events.forEach((event) => model.on(event, face.draw));
   const resized = new ResizeObserver(() => face.draw());
   resized.observe(el);
+  const themed = new MutationObserver(() => face.draw());  // a canvas keeps the old theme's colours
+  themed.observe(document.body, { attributeFilter: ["data-jp-theme-name"] });
   face.draw();
   return () => {
     face.events.forEach((event) => model.off(event, face.draw));
     resized.disconnect();
+    themed.disconnect();
     if (face.end) face.end();
   };
 }

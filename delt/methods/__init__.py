@@ -136,6 +136,8 @@ def control_of(config: RunConfig, name: str) -> RunConfig | None:
     """The configuration of a control beside a run; None where the run is that control itself."""
     if not config.recover.iterations and name == "one_sub_batch":
         return None  # nothing is optimised
+    if config.rank.keep == "noise" and name == "start":
+        return None  # there are no patches
     control = _replaced(config, {**CONTROLS[name], "evaluate_controls": [], "evaluate_full": False})
     return None if (control.method, control.rank, control.recover) == (config.method, config.rank, config.recover) else control
 
@@ -149,5 +151,6 @@ def _replaced(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
         flat["sub_batches"] = recover.sub_batches if chosen and "round_iterations" not in given else None
         flat["round_iterations"] = recover.round_iterations if uneven and "sub_batches" not in given else None
     if given.get("iterations") == 0:
-        flat |= dict.fromkeys(SCHEDULE)
+        locked = METHODS[given.get("method", config.method)].locked
+        flat |= dict.fromkeys(name for name in SCHEDULE if name not in locked)
     return completed(unflatten({**flat, **given}))

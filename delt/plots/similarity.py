@@ -52,7 +52,7 @@ def class_similarity(sets: Sequence[FeatureSet], features: str = "the teacher's 
     for found, ax in zip(sets, panels, strict=False):
         _sorted_bars(ax, found, styles[found.name])
     for ax in panels[len(sets) :]:
-        ax.set_axis_off()
+        ax.remove()
     for ax in panels[::columns]:
         ax.set_ylabel(COSINE)
     return figure
@@ -97,27 +97,31 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
         raise DataError("there is no set; give at least one")
     shown_labels([label], len(sets[0].classes))
     styles, parts = _styles(sets), [found.of_class(label, most) for found in sets]
-    columns = min(3, len(sets))
+    columns = 4 if len(sets) == 4 else min(3, len(sets))
     lanes = -(-len(sets) // columns)
     matrices = [_without_diagonal(part) for part in parts]
     known = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices] or [np.zeros(1)])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    about = f"{features}; a row and a column per image, the first {most} at most; beside it: its sub-batch; white: the image itself"
+    about = f"{features}; a row and a column per image, the first {most} at most; white: the image itself"
     side = 6.0 / max(2, columns)
-    figure = picture(f"Pairs of images of class {sets[0].classes[label]}", about, lanes * (side + 0.3))
+    figure = picture(f"Pairs of images of class {sets[0].classes[label]}", about, lanes * (side + 0.35))
     panels = figure.subplots(lanes, columns, squeeze=False)
     for found, part, matrix, ax in zip(sets, parts, matrices, panels.flat, strict=False):
-        marks = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 7}} if len(part) <= ANNOTATED else {}
-        seaborn.heatmap(
-            matrix, ax=ax, vmin=low, vmax=high, cmap="cividis", square=True, cbar=False, xticklabels=False, yticklabels=False, **marks
-        )
+        numbers = np.array([[_short(value) for value in row] for row in matrix]) if len(part) <= ANNOTATED else False
+        bare = {"square": True, "cbar": False, "xticklabels": False, "yticklabels": False}
+        seaborn.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap="cividis", annot=numbers, fmt="", annot_kws={"fontsize": 7}, **bare)
         mean = known_mean(matrix)
-        ax.set_title(styles[found.name].label if mean is None else f"{styles[found.name].label}: mean {mean:.3f}")
+        ax.set_title(styles[found.name].label + ("" if mean is None else f"\nmean {mean:.3f}"))
         _mark_sub_batches(ax, part)
     for ax in panels.flat[len(sets) :]:
-        ax.set_axis_off()
-    figure.colorbar(panels.flat[0].collections[0], ax=list(panels.flat), label="Cosine", shrink=0.8, aspect=30)
+        ax.remove()
+    figure.colorbar(panels.flat[0].collections[0], ax=list(panels.flat[: len(sets)]), label="Cosine", shrink=0.8, aspect=30)
     return figure
+
+
+def _short(value: float) -> str:
+    """.91 for 0.91: cells are small."""
+    return f"{value:.2f}".replace("0.", ".", 1) if np.isfinite(value) else ""
 
 
 def known_mean(matrix: np.ndarray) -> float | None:
@@ -133,6 +137,7 @@ def _without_diagonal(part: FeatureSet) -> np.ndarray:
 
 def _mark_sub_batches(ax: Axes, part: FeatureSet) -> None:
     """Lines between sub-batches and their numbers beside the rows."""
+    ax.set(xlabel="Image", ylabel="Image" if part.sub_batch is None else "Sub-batch")
     if part.sub_batch is None:
         return
     depth = part.sub_batch.numpy()

@@ -1,0 +1,160 @@
+"""Runs side by side: one entry per set and protocol, equal controls once, and what cannot be compared is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from delt.analysis.compare import HEADS, Entry, Protocol, caveats, differences, entries, merged, table, usual
+from delt.analysis.sweep import Accuracy
+from delt.artifacts.scores import Score
+from delt.errors import DataError
+from delt.methods import configure, control_of
+
+HOW = Protocol("common", "convnet3", 10)
+
+
+def students(name, labels, values, recipe="common", epochs=10):
+    return [Score(name, recipe, labels, "convnet3", seed, epochs, value, value + 1) for seed, value in enumerate(values)]
+
+
+def records(digest="a", stored=True):
+    images = {"synthetic/0/0.png": {"bytes": 100, "sha256": digest}, "synthetic/0/1.png": {"bytes": 50, "sha256": digest}}
+    recover = {"seconds": 2.0, "keys": {}, "files": images | {"synthetic.parquet": {"bytes": 900, "sha256": "x"}}}
+    labels = {"soft_labels.safetensors": {"bytes": 1000, "sha256": "y"}} if stored else {}
+    return {
+        "squeeze": {"seconds": 70.0, "keys": {"data_fingerprint": "f00d"}, "files": {}},
+        "rank": {"seconds": 1.0, "keys": {"teacher": "t"}, "files": {}},
+        "recover": recover,
+        "relabel": {"seconds": 0.5, "keys": {}, "files": labels},
+        "evaluate": {"seconds": 80.0, "keys": {}, "files": {}},
+        "diversity": {"seconds": 9.0, "keys": {"features": "teacher"}, "files": {}},
+    }
+
+
+def a_run(name="a", **given):
+    config = configure("digits", ipc=5, preset="demo", **given)
+    scores = [
+        *students(config.method, "soft", [90.0, 92.0, 94.0]),
+        *students(config.method, "hard", [80.0]),
+        *students("random", "soft", [70.0, 72.0]),
+        *students("full", "hard", [99.0], epochs=60),
+    ]
+    configs = {config.method: config, "random": control_of(config, "random")}
+    diversity = {config.method: {"mean": 0.8, "class/0": 0.8}, "random": {"mean": 0.9}, "real": {"mean": 0.85}}
+    return entries(name, configs, {config.method: records("a", stored=False), "random": records("r")}, scores, diversity, 10, "a cpu")
+
+
+def unfinished(name="late", **given):
+    config = configure("digits", preset="demo", **given)
+    return entries(name, {"delt": config}, {"delt": {}}, [], {}, 0)
+
+
+def test_an_entry_has_what_a_set_scored_and_cost():
+    own, random, full = a_run()
+    assert (own.run, own.set, own.own, own.ipc, own.protocol) == ("a", "delt", True, 5, HOW)
+    assert own.accuracy == {"soft": Accuracy((90.0, 92.0, 94.0)), "hard": Accuracy((80.0,))}
+    assert (own.cosine, own.features, own.teacher, own.data, own.fingerprint) == (0.8, "teacher", "t", "digits", "f00d")
+    assert own.seconds == 3.5, "neither the teacher nor the students belong to the synthesis"
+    assert own.work == 10 * sum([400, 320, 240, 160, 80]) and random.work == 0
+    assert own.bytes == 150 and random.bytes == 1150, "images, and labels where they are stored; the table is neither"
+    assert (full.set, full.ipc, full.seconds, full.bytes, full.cosine, full.protocol) == (
+        "full",
+        None,
+        None,
+        None,
+        0.85,
+        HOW._replace(epochs=60),
+    )
+
+
+def test_each_protocol_is_an_entry_of_its_own():
+    config = configure("digits", ipc=5, preset="demo")
+    scores = [*students("delt", "soft", [70.0]), *students("delt", "soft", [90.0], epochs=300)]
+    short, long = entries("a", {"delt": config}, {"delt": records()}, scores, {}, 10)
+    assert short.protocol and long.protocol and (short.protocol.epochs, long.protocol.epochs) == (10, 300)
+    assert short.digest == long.digest and short.cosine is None
+
+
+def test_what_is_not_done_yet_is_unknown():
+    (entry,) = unfinished()
+    assert (entry.protocol, entry.accuracy, entry.cosine, entry.seconds, entry.work, entry.bytes) == (None, {}, None, None, None, None)
+
+
+def test_own_sets_come_first_and_what_is_equal_stands_once():
+    both = merged([a_run("a"), a_run("b")])
+    assert [(entry.run, entry.set) for entry in both] == [("a", "delt"), ("b", "delt"), ("a", "random"), ("a", "full")]
+    assert [entry.set for entry in merged([a_run()], controls=())] == ["delt", "full"]
+    own, random, full = a_run("b")
+    different = merged([a_run("a"), [own, replace(random, digest="other images"), full]])
+    assert [(entry.run, entry.set) for entry in different[2:]] == [("a", "random"), ("b", "random"), ("a", "full")]
+
+
+def test_a_control_that_is_a_run_itself_stands_once():
+    own, random, full = a_run()
+    alone = replace(random, run="r", own=True)
+    assert [(entry.run, entry.set) for entry in merged([[own, random, full], [alone]])] == [("a", "delt"), ("r", "random"), ("a", "full")]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_runs_of_different_data_sets_are_refused(known):
+    others = [replace(entry, data="cifar10", fingerprint="beef" if known else "", run="b") for entry in a_run()]
+    with pytest.raises(DataError, match=r"run a of digits.*, run b of cifar10.*: only runs of one data set"):
+        merged([a_run("a"), others])
+
+
+def test_equal_names_with_other_images_are_different_data():
+    with pytest.raises(DataError, match=r"run a of digits \(f00d\), run b of digits \(beef\)"):
+        merged([a_run("a"), [replace(entry, run="b", fingerprint="beef") for entry in a_run()]])
+    assert len(merged([a_run("a"), unfinished()])) == 4
+
+
+def test_caveats_name_what_cannot_be_compared():
+    own, *_ = a_run()
+    assert caveats(merged([a_run("a"), a_run("b")])) == []
+    assert caveats([own, *unfinished()]) == ["not evaluated yet: late"]
+    longer = replace(own, run="b", protocol=HOW._replace(epochs=20))
+    assert "compare accuracies only where recipe, student and epochs agree" in caveats([own, longer])[0]
+    assert caveats([own, replace(longer, run="a")]) == [], "one run with two protocols has both, as its columns say"
+    teacher = caveats([own, replace(own, teacher="u")])
+    assert "soft labels" in teacher[0] and "features of different networks" in teacher[1]
+    assert caveats([replace(own, features="resnet18"), replace(own, features="resnet18", teacher="u")]) == teacher[:1]
+    assert caveats([own, replace(own, machine="a gpu")]) == ["seconds are of different machines (a cpu; a gpu): compare image-iterations"]
+
+
+def test_the_usual_protocol_is_that_of_most():
+    own, random, full = a_run()
+    rare = replace(own, protocol=HOW._replace(epochs=20))
+    assert usual([rare, own, random, full, full, full]) == HOW
+    assert usual([rare, own]) == rare.protocol and usual([full, *unfinished()]) is None
+
+
+def test_differences_leave_out_where_and_how_a_run_was_computed():
+    configs = {"a": configure("digits", preset="demo", device="cpu"), "b": configure("digits", preset="demo", ipc=2, threads=2)}
+    found = differences(configs)
+    assert found["ipc"] == {"a": 5, "b": 2} and "threads" not in found and "device" not in found and "seed" not in found
+    assert differences({}) == differences({"a": configs["a"]}) == {}
+
+
+def test_the_table_lines_up():
+    lines = table(merged([a_run("first"), unfinished("late")])).splitlines()
+    head, _, own, late, random, full = lines[:6]
+    assert head.split("  ")[0] == "run" and all(name in head for name in HEADS)
+    assert [line[head.index("soft labels") :].split("  ")[0] for line in (own, late, random, full)] == [
+        "92.00 ± 2.00",
+        "-",
+        "71.00 ± 1.41",
+        "-",
+    ]
+    assert "3/1" in own and "12,000" in own and "3.50" in own and own.endswith("150")
+    assert set(late.split()[3:]) == {"-"} and full.split()[:2] == ["-", "full"]
+    assert lines[-1] == "! not evaluated yet: late"
+
+
+def test_an_empty_table_has_its_head():
+    assert table([]).startswith("run") and merged([]) == []
+
+
+def test_a_protocol_reads_well():
+    assert str(HOW) == "convnet3, recipe common, 10 epochs" and Entry("a", "delt", True, "digits").accuracy == {}
