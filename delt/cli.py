@@ -130,6 +130,25 @@ def experiment(settings: Any) -> None:
 experiment.__annotations__ = {"settings": Settings, "return": None}
 
 
+def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int | None = None) -> None:
+    """Run a grid or a list of points, each in the experiment notebook; the same command does what is missing or failed.
+
+    Args:
+        file: sweep file (papermill_runs/sweeps/*.yaml).
+        out: folder of the sweep (default: papermill_runs/NAME).
+        jobs: points at a time (default: the file's, or 1).
+    """
+    from delt.batch import run_sweep
+
+    result = run_sweep(file, out, jobs)
+    print(f"\n{len(result.done)} points done, {len(result.failed)} failed")
+    for name, error in result.failed.items():
+        print(f"  {name}: {error}\n    {result.out / name / 'error.txt'}")
+    print(f"picture   {result.out / 'summary.png'}\nsummary   {result.out / 'summary.html'}")
+    if result.failed:
+        sys.exit(1)
+
+
 def show(folder: tyro.conf.Positional[Path]) -> None:
     """Print what a run folder holds: its settings, its table and its files.
 
@@ -179,6 +198,7 @@ def models() -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     **{name: _stage(name) for name in STAGES},
     "experiment": experiment,
+    "sweep": sweep,
     "show": show,
     "verify": verify,
     "datasets": datasets,

@@ -161,15 +161,16 @@ class Pipeline:
         keys = self.squeeze_keys()
         how = "standing"
         if not self.folder.standing("squeeze", keys):
-            with self.stage("squeeze", keys) as (job, files):
-                key = cache.key_of(**keys, **self.machine_keys(), torch=machine(self.config.runtime)["torch"])
-                cached = cache.load_teacher(key) if self.config.teacher.weights == "train" else None
-                teacher = cached or make_teacher(self.real, self.config.teacher, job)
-                how = "from the cache" if cached else teacher.card.source
-                path = teacher.save(self.folder.path / "teachers")
-                files += [path, path.with_suffix(".json")]
-            if how == "trained":
-                cache.keep_teacher(key, teacher)
+            key = cache.key_of(**keys, **self.machine_keys(), torch=machine(self.config.runtime)["torch"])
+            with cache.alone(key, lambda: self.emit({"message": "another run trains the same teacher: waiting for it"})):
+                with self.stage("squeeze", keys) as (job, files):
+                    cached = cache.load_teacher(key) if self.config.teacher.weights == "train" else None
+                    teacher = cached or make_teacher(self.real, self.config.teacher, job)
+                    how = "from the cache" if cached else teacher.card.source
+                    path = teacher.save(self.folder.path / "teachers")
+                    files += [path, path.with_suffix(".json")]
+                if how == "trained":
+                    cache.keep_teacher(key, teacher)
         teacher = Teacher.load(self.folder.path / "teachers")
         card = teacher.card
         width = f" of width {card.width}" if card.width else ""

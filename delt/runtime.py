@@ -117,6 +117,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process may use, each as a word for another process's CUDA_VISIBLE_DEVICES."""
+    count = torch.cuda.device_count()
+    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return allowed[:count] if allowed else [str(number) for number in range(count)]
+
+
 @contextlib.contextmanager
 def settings(runtime: RuntimeConfig) -> Iterator[None]:
     """Apply threads, precision and determinism, and put the old values back afterwards."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from delt.artifacts import cache
 from delt.artifacts.scores import Score
+from delt.errors import Stopped
 
 ROW = Score("full", "common", "hard", "convnet3", 0, 60, 98.5, 99.0)
 
@@ -97,3 +102,67 @@ def test_no_home_folder_is_no_error(monkeypatch):
     with pytest.warns(UserWarning, match="the cache cannot be written .Could not determine home"):
         cache.keep_score("k", ROW)
     assert cache.load_score("k") is None
+
+
+def hold(ready, seconds):
+    """In another process: be alone for a while."""
+    with cache.alone("k", lambda: None):
+        ready.set()
+        time.sleep(seconds)
+        cache.keep_score("k", ROW)
+
+
+@pytest.fixture
+def holder(folder):
+    context = multiprocessing.get_context("spawn")
+
+    def start(seconds):
+        ready = context.Event()
+        process = context.Process(target=hold, args=(ready, seconds), daemon=True)
+        process.start()
+        assert ready.wait(60)
+        return process
+
+    return start
+
+
+def test_who_comes_second_waits_and_finds_it(holder):
+    process, said = holder(0.3), []
+    with cache.alone("another", lambda: said.append("no")):
+        assert not said, "only the same key waits"
+    with cache.alone("k", lambda: said.append("waiting")):
+        assert cache.load_score("k") == ROW
+    process.join()
+    assert said == ["waiting"]
+
+
+def test_a_lock_dies_with_its_holder(holder):
+    process = holder(600)
+    with cache.alone("k", lambda: os.kill(process.pid, signal.SIGKILL)):
+        assert cache.load_score("k") is None
+    process.join()
+
+
+def test_who_waits_may_stop(holder):
+    def stop():
+        raise Stopped
+
+    process = holder(600)
+    with pytest.raises(Stopped), cache.alone("k", stop):
+        pytest.fail("it is held")
+    process.kill()
+    process.join()
+
+
+def test_without_locks_everyone_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path / "file"))
+    with cache.alone("k", lambda: pytest.fail("nobody holds it")):
+        pass
+
+
+def test_an_error_in_the_block_is_not_swallowed(folder):
+    with pytest.raises(OSError, match="disk"), cache.alone("k", lambda: None):
+        raise OSError("disk")
+    with cache.alone("k", lambda: pytest.fail("it was let go")):
+        pass

@@ -161,3 +161,35 @@ def test_as_a_module_and_as_a_command():
     assert "digits" in done.stdout
     if command := shutil.which("delt", path=str(__import__("pathlib").Path(sys.executable).parent)):
         assert subprocess.run([command, "datasets"], capture_output=True, text=True, check=True).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "delt: no sweep at a.yaml"),
+        ("grid: {sub_batchs: [2, 4]}", "a.yaml, point sub_batchs=2: unknown setting 'sub_batchs': did you mean 'sub_batches'?"),
+        ("grid: {ipc: [2", "delt: a.yaml is not YAML"),
+        ("grid: {ipc: [5], sub_batches: [6]}", "a.yaml, point ipc=5,sub_batches=6: sub_batches is 6 with ipc 5"),
+    ],
+)
+def test_a_bad_sweep_is_one_line_and_exit_code_2_and_no_folder(text, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "a.yaml").write_text(f"parameters: {{dataset: digits, preset: smoke}}\n{text}")
+    code, out, err = delt(capsys, "sweep", "a.yaml", "--out", "out")
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not out
+    assert not (tmp_path / "out").exists() and not (tmp_path / "papermill_runs").exists()
+
+
+def test_a_sweep_says_what_was_done_and_failed(tmp_path, capsys, monkeypatch):
+    from delt.batch.sweep import Result
+
+    calls = []
+    for failed, code in (({}, 0), ({"ipc=3": "too few"}, 1)):
+        monkeypatch.setattr(
+            "delt.batch.run_sweep", lambda *given, failed=failed: calls.append(given) or Result(tmp_path, ("ipc=2",), failed)
+        )
+        found, out, _ = delt(capsys, "sweep", "a.yaml", "--jobs", "2", "--out", tmp_path)
+        assert found == code and f"1 points done, {len(failed)} failed" in out and str(tmp_path / "summary.html") in out
+        assert not failed or f"ipc=3: too few\n    {tmp_path / 'ipc=3' / 'error.txt'}" in out
+    assert [(str(file), out, jobs) for file, out, jobs in calls] == [("a.yaml", tmp_path, 2)] * 2

@@ -120,6 +120,8 @@ def test_every_documented_value_can_be_said():
         {"preset": "smoke", "ipc": 7, "teacher_epochs": 9, "evaluate_students": "convnet4"},
         {"method": "cda", "fidelity": "strict", "iterations": 60},
         {"method": "random", "seed": 4},
+        {"preset": "demo", "sub_batches": 2, "round_iterations": 80},  # one at its usual value, one not
+        {"preset": "demo", "sub_batches": 5, "round_iterations": 20},
         {"ipc": 6, "iterations": 100, "sub_batches": 2, "round_iterations": 30, "evaluate_controls": []},
     ],
 )

@@ -64,6 +64,12 @@ def test_the_quickstart_reads_like_the_paper():
     """Five stages, five cells, in their order."""
     (path,) = (path for path in NOTEBOOKS if path.stem == "01_quickstart")
     cells = [source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
-    starts = ("teacher = delt.squeeze", "patches = delt.rank", "synthetic = delt.recover", "labels = delt.relabel", "scores = delt.evaluate")
+    starts = (
+        "teacher = delt.squeeze",
+        "patches = delt.rank",
+        "synthetic = delt.recover",
+        "labels = delt.relabel",
+        "scores = delt.evaluate",
+    )
     places = [next(n for n, text in enumerate(cells) if text.startswith(start)) for start in starts]
     assert places == list(range(places[0], places[0] + 5))

@@ -12,6 +12,7 @@ import test_plots_curves
 import test_plots_measures
 import test_plots_pictures
 import test_plots_similarity
+import test_plots_sweep
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ from matplotlib.text import Text
 
 from delt import plots
 
-ROOMS = (test_plots_curves, test_plots_measures, test_plots_pictures, test_plots_similarity, test_plots_compare)
+ROOMS = (test_plots_curves, test_plots_measures, test_plots_pictures, test_plots_similarity, test_plots_compare, test_plots_sweep)
 FIGURES = {name: draw for room in ROOMS for name, draw in room.FIGURES.items()}
 HELPERS = {"SETS", "Picture", "SetStyle", "png", "set_styles", "sub_batch_colours"}  # the rest of the face are figures
 

@@ -64,6 +64,15 @@ SWEEPS = {
 }
 
 
+FIGURES = {
+    "grid": lambda: plots.grid(SWEEPS["two"], "round_iterations", "sub_batches"),
+    "overview": lambda: plots.overview(SWEEPS["two, gaps"]),
+    "lines": lambda: plots.lines(SWEEPS["one, two kinds"], "rank_keep"),
+    "points": lambda: plots.points(SWEEPS["three"]),
+    "tradeoffs": lambda: plots.tradeoffs(SWEEPS["two"]),
+}
+
+
 def texts(figure):
     found = [word.get_text() for ax in figure.axes for word in ax.texts]
     return [*found, *(word.get_text() for word in figure.texts)]

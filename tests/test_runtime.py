@@ -19,6 +19,7 @@ from delt.runtime import (
     autocast,
     cores,
     device_of,
+    gpus,
     laid_out,
     machine,
     peak_memory,
@@ -238,3 +239,13 @@ def test_job_without_a_pool_maps_in_order():
     assert job.device == torch.device("cpu")
     with pytest.raises(DeltError, match="class 'cat'"):
         job.map(refuse, [1, 2])
+
+
+def test_gpus_are_named_as_another_process_would_be_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-ab")
+    assert gpus() == ["5", "GPU-ab"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpus() == []

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from delt import storage
 from delt.artifacts.scores import Score
@@ -29,6 +29,44 @@ def cache_folder() -> Path:
 def key_of(**causes: Any) -> str:
     """A short name for everything that a cached result depends on (JSON values)."""
     return storage.sha256_bytes(storage.json_bytes(causes))[:24]
+
+
+@contextlib.contextmanager
+def alone(key: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keep other processes of this user from making the same thing while the block runs; they wait, and find it in the cache.
+
+    The lock is the operating system's (flock), so it dies with its holder. Where there are no locks, work may be done twice.
+
+    Args:
+        waiting: called once if another process is in such a block.
+    """
+    with _lock_file(key) as lock:
+        if lock and not _claimed(lock, wait=False):
+            waiting()
+            _claimed(lock, wait=True)
+        yield
+
+
+def _lock_file(key: str) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+    """The file whose lock stands for a key; None where it cannot be made. It stays: who removes one may pull it from under another."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        folder = cache_folder() / "locks"
+        storage.make_folder(folder)
+        return open(folder / key, "ab")
+    return contextlib.nullcontext()
+
+
+def _claimed(lock: IO[bytes], wait: bool) -> bool:
+    """Whether the lock is ours now, or there are no locks here."""
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
 
 
 def load_teacher(key: str) -> Teacher | None:

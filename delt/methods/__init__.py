@@ -129,7 +129,9 @@ def said(config: RunConfig) -> Flat:
     flat = flatten(config)
     given = {name: flat[name] for name in SELECTORS}
     usual = flatten(configure(**given))
-    return given | {name: value for name, value in flat.items() if value != usual[name]}
+    few = given | {name: value for name, value in flat.items() if value != usual[name]}
+    # RI and M follow from each other where one is left out, so one of them may have to stand at its usual value.
+    return few if configure(**few) == config else few | {name: flat[name] for name in SCHEDULE}
 
 
 def control_of(config: RunConfig, name: str) -> RunConfig | None:

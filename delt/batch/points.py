@@ -1,0 +1,173 @@
+"""Sweep files: a grid or a list over the parameters of the experiment, read into points that are checked one by one.
+
+title: EarlyLate                # optional
+jobs: 2                         # points at a time (default 1)
+parameters: {preset: demo}      # the same for all points
+grid:                           # every combination of these
+  round_iterations: [40, 80]
+  sub_batches: [2, 4]
+points:                         # and these
+  - {method: random}
+
+Names and types are those of the notebook's parameters. Relative paths count from the current folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delt.config import RunConfig
+from delt.errors import ConfigError, DeltError, unknown
+from delt.methods import configure
+from delt.pipeline import absolute
+from delt.storage import sha256_bytes
+
+FIELDS: dict[str, type] = {"title": str, "jobs": int, "parameters": dict, "grid": dict, "points": list}
+WORDS = {str: "a text", int: "a whole number", dict: "a mapping of names to values", list: "a list of mappings"}
+MOST = 1000  # points; more are a slip of the pen
+LONGEST_NAME, LONGEST_VALUE = 120, 32  # characters; a folder's name may have 255 bytes
+UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that some file system or shell minds
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its folder's name, the parameters of its own, and its whole configuration."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked."""
+
+    name: str  # the file's, without its ending
+    title: str
+    jobs: int
+    points: tuple[Point, ...]
+
+
+def load_sweep(file: Path | str) -> Sweep:
+    """Read a sweep file and check every point of it.
+
+    Raises:
+        ConfigError: there is no such file, it is no sweep, or a point has an unknown or wrong parameter or a schedule that
+            does not fit; the message names the file and the point.
+    """
+    path = Path(file)
+    content = _content(path)
+    fixed, points, seen = content.get("parameters", {}), [], dict[RunConfig, str]()
+    for own in _own(content, path):
+        point = _point(own, fixed, path)
+        if point.config in seen:
+            raise ConfigError(f"{path}: points {seen[point.config]} and {point.name} are the same run: leave one out")
+        seen[point.config] = point.name
+        points.append(point)
+    return Sweep(path.stem, content.get("title", path.stem), content.get("jobs", 1), tuple(points))
+
+
+def point_name(own: Mapping[str, Any]) -> str:
+    """The folder name of a point, from the parameters of its own: safe in any file system, another for any other point.
+
+    >>> point_name({"round_iterations": 40, "sub_batches": 4})
+    'round_iterations=40,sub_batches=4'
+    """
+    name = ",".join(f"{key}={_word(value)}" for key, value in own.items()) or "as_given"
+    return name if len(name) <= LONGEST_NAME else _shortened(name, LONGEST_NAME, own)
+
+
+def _word(value: Any) -> str:
+    """A value as a part of a file name; with a hash where characters had to go."""
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    safe = UNSAFE.sub("-", text)
+    return safe if safe == text and 0 < len(text) <= LONGEST_VALUE else _shortened(safe, LONGEST_VALUE, value)
+
+
+def _shortened(text: str, length: int, meaning: Any) -> str:
+    digest = sha256_bytes(json.dumps(meaning, sort_keys=True, default=str).encode())[:8]
+    return f"{text[: length - 9]}~{digest}"
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The file's content, with only known fields of the right kinds in it."""
+    content = _parsed(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no sweep but {type(content).__name__}; allowed are the fields {', '.join(FIELDS)}")
+    for name, value in content.items():
+        if name not in FIELDS:
+            raise ConfigError(f"{path}: {unknown('field', name, FIELDS)}")
+        if not isinstance(value, FIELDS[name]) or isinstance(value, bool):
+            raise ConfigError(f"{path}: {name} is {value!r}; allowed is {WORDS[FIELDS[name]]}")
+    if content.get("jobs", 1) < 1:
+        raise ConfigError(f"{path}: jobs is {content['jobs']}; at least 1 is needed")
+    return content
+
+
+def _parsed(path: Path) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """yaml takes the last of two equal names; here that is a slip."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ConfigError(f"{path}: {twice[0]} stands twice from line {node.start_mark.line + 1} on: leave one out")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # nothing but plain values, as safe_load
+    except FileNotFoundError:
+        near = sorted(str(item) for item in path.parent.glob("*.yaml"))
+        raise unknown("sweep", path, near) if near else ConfigError(f"no sweep at {path}: give a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: other bytes than text, or the 31st of February
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _own(content: Mapping[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    """The parameters of each point's own: the grid's combinations, the last name running fastest, then the list."""
+    grid, points, fixed = content.get("grid", {}), content.get("points", []), content.get("parameters", {})
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{path}: {name} in grid is {values!r}; allowed is a list of values")
+    for number, point in enumerate(points, 1):
+        if not isinstance(point, dict):
+            raise ConfigError(f"{path}: point {number} is {point!r}; allowed is a mapping of names to values")
+    twice = [name for name in fixed if any(name in own for own in (grid, *points))]
+    if twice:
+        raise ConfigError(f"{path}: {twice[0]} is in parameters, which are the same for all points: leave it out there")
+    count = len(points) + (math.prod(map(len, grid.values())) if grid else 0)
+    if not 1 <= count <= MOST:
+        raise ConfigError(f"{path} has {count} points; allowed are 1 to {MOST}, in grid and points")
+    if grid:
+        yield from (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+    yield from points
+
+
+def _point(own: dict[str, Any], fixed: Mapping[str, Any], path: Path) -> Point:
+    name = point_name({str(key): value for key, value in own.items()})
+    given = {**fixed, **own}
+    try:
+        if odd := [key for key in given if not isinstance(key, str)]:
+            raise ConfigError(f"{odd[0]!r} is no name of a parameter")
+        return Point(name, own, absolute(configure(**given)))
+    except DeltError as error:
+        raise ConfigError(f"{path}, point {name}: {error}{_hint(given, str(error))}") from None
+
+
+def _hint(given: Mapping[Any, Any], message: str) -> str:
+    """What helps where YAML reads a number as text."""
+    for value in given.values():
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", value) and repr(value) in message:
+            return f" (YAML takes {value} for text: its numbers have a point and a signed exponent, as in 1.0e-3)"
+    return ""
