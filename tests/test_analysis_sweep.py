@@ -88,6 +88,14 @@ def test_flat_has_the_parameters_first():
     assert list(flat(row("b", state="failed"), []).items())[:2] == [("point", "b"), ("state", "failed")]
 
 
+def test_what_all_points_share_is_said_once():
+    rows = [row(soft=[80.0, 84.0], random=[70.0, 71.0], m=2), row(soft=[81.0, 82.0], random=[70.0, 71.0], m=4)]
+    head, *_ = lines = table(rows).splitlines()
+    assert head.split() == ["m", "own,", "soft"]
+    assert "the same at every point: state done; random, soft 70.50 ± 0.71; n 2; cosine 0.800" in lines[5]
+    assert "the same" not in table(rows[:1])
+
+
 def test_the_table_lines_up():
     rows = [row(soft=[80.0, 84.0], random=[70.0, 71.0], m=2), row(state="failed", m=10), row(soft=[9.0], hard=[8.0], m=4)]
     head, rule, *body = table(rows).splitlines()[:5]

@@ -31,6 +31,7 @@ def test_the_wheel_holds_all_it_needs(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {path.relative_to(root).as_posix() for path in (root / "delt").rglob("*.py")}
     assert package <= names and {"delt/notebooks/experiment.ipynb", "delt/notebooks/summary.ipynb"} <= names
+    assert {"delt/lab/view.js", "delt/lab/view.css"} <= names
     assert any(re.fullmatch(r"delt-.*\.dist-info/licenses/LICENSE", name) for name in names)
     assert not [name for name in names if name.startswith(("tests", "papermill_runs", "benchmarks"))]
     unpacked = tmp_path / "unpacked"

@@ -166,15 +166,20 @@ def flat(row: PointRow, names: Sequence[str]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[PointRow]) -> str:
-    """All points as a plain table, with what its columns mean below it."""
-    lines = [flat(row, varying(rows)) for row in rows]
+    """All points as a plain table; below it, what all of them share, and what its columns mean."""
+    names = varying(rows)
+    lines = [flat(row, names) for row in rows]
     heads = list(dict.fromkeys(head for line in lines for head in line))
     heads.sort(key=lambda head: ("," in head) + 2 * (head in ("n", "cosine", "img-it", "saved", "seconds")))
+    own = {*names, "point"}
+    shared = [head for head in heads if len(rows) > 1 and head not in own and len({str(line.get(head)) for line in lines}) == 1]
+    heads = [head for head in heads if head not in shared]
     cells = [heads, *([_cell(head, line.get(head)) for head in heads] for line in lines)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     rule = "-" * max(map(len, body))
-    note = "soft, hard: top-1 in % on real test images after the last epoch, mean ± std over n students; own: the point's own set\n"
+    note = f"the same at every point: {'; '.join(f'{head} {_cell(head, lines[0].get(head))}' for head in shared)}\n" if shared else ""
+    note += "soft, hard: top-1 in % on real test images after the last epoch, mean ± std over n students; own: the point's own set\n"
     note += "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved"
     return "\n".join([body[0], rule, *body[1:], rule, note])
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NAME = "experiment"
 RUN = "run"  # the run folder beside the notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDE = "<style>.jp-OutputArea-output pre { white-space: pre; overflow-x: auto; }</style>"  # a table is not folded, but moved
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a traceback on a terminal
 ANYHOW = ("workers", "checkpoint_seconds")  # settings that no result depends on
 CHOSEN = ("device", "threads", "precision", "memory_format", "packing")  # by the machine, where they are not given
@@ -139,7 +140,7 @@ def to_html(notebook: Path) -> Path:
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     body, _ = HTMLExporter().from_notebook_node(book)
-    write_bytes(page, body.encode())
+    write_bytes(page, body.replace("</head>", f"{WIDE}</head>", 1).encode())
     return page
 
 
