@@ -71,7 +71,7 @@ def test_02_explorer(lab: tuple[Any, str, Path]) -> None:
     panel = explorer.locator(".delt-panel").last
     live = panel.locator(".delt-view[data-kind=frames]")
     canvas = live.locator("canvas.delt-canvas")
-    until(lambda: "of 100 images active" in panel.locator(".delt-words").inner_text())
+    until(lambda: "of 100 images" in panel.locator(".delt-words").inner_text())
     seen = canvas.evaluate("canvas => canvas.toDataURL()")
     until(lambda: canvas.evaluate("canvas => canvas.toDataURL()") != seen)
     count = drawings(plan)

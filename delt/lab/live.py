@@ -156,7 +156,7 @@ class LiveRun:
 
     @property
     def words(self) -> str:
-        """What it is doing: "round 3 of 8, 26 of 50 images active, 1,240 img-it/s, 14 s left"."""
+        """What it is doing: "round 3 of 8, 26 of 50 images, iteration 600, 1,240 img-it/s, 14 s left"."""
         if self.status == "failed":
             return f"failed: {self.error}"
         if self.status == "done":
@@ -192,4 +192,4 @@ class LiveRun:
         frame, schedule = self.frame, self.schedule
         assert frame is not None
         round_ = max(1, schedule.active(max(0, min(frame.iteration, schedule.iterations) - 1)))
-        return f"round {round_} of {schedule.sub_batches}, {frame.active} of {frame.size} images active, iteration {frame.iteration:,}"
+        return f"round {round_} of {schedule.sub_batches}, {frame.active} of {frame.size} images, iteration {frame.iteration:,}"
