@@ -41,8 +41,8 @@ def test_it_runs_to_the_end_and_tells(tmp_path: Path) -> None:
     assert live.status == "done" and live.words.startswith("done in ") and "25% of the work saved" in live.words
     assert live.synthetic is not None and live.synthetic.complete and live.snapshots is not None
     assert torch.equal(live.synthetic.images, delt.load(tmp_path / "run").synthetic.images)
-    assert any(words.startswith("round 1 of 2, 10 of 20 images active, iteration") for words in heard)
-    assert any(words.startswith("round 2 of 2, 20 of 20 images active") and "img-it/s" in words and " s left" in words for words in heard)
+    assert any(words.startswith("round 1 of 2, 10 of 20 images, iteration") for words in heard)
+    assert any(words.startswith("round 2 of 2, 20 of 20 images") and "img-it/s" in words and " s left" in words for words in heard)
     iterations = [t for t, _ in live.losses]
     assert iterations == sorted(iterations) and {len(values) for _, values in live.losses} == {1, 2}
 
