@@ -74,7 +74,7 @@ def test_measures_tell_copies_from_many():
     assert rows[1].vendi_class > 2 and rows[1].coverage > rows[2].coverage
     assert rows[0].density is None and rows[0].coverage is None
     text = table(rows, real)
-    assert "24 held-out real images" in text and "Vendi, class" in text
+    assert "24 held-out real images" in text and "Vendi in a class" in text
     assert [line.split()[0] for line in text.splitlines()[2:5]] == ["real", "many", "same"]
 
 

@@ -46,7 +46,13 @@ def test_classes_are_scored_alone():
     assert found == {0: pytest.approx(vendi_score(features[[3, 4, 6]])), 2: pytest.approx(vendi_score(features[[0, 1, 2, 5]]))}
 
 
-@pytest.mark.parametrize("features", [torch.empty(0, 3), torch.zeros(2, 3), torch.tensor([[1.0, float("nan")]]), torch.ones(3)])
-def test_what_has_no_direction_is_refused(features):
+def test_an_image_without_features_is_unlike_all_others():
+    assert vendi_score(torch.tensor([[1.0, 0], [0, 1], [0, 0]])) == pytest.approx(3)
+    assert vendi_score(torch.tensor([[1.0, 0], [1, 0], [0, 0]])) == pytest.approx(vendi_score(torch.eye(2)[[0, 0, 1]]))
+    assert vendi_score(torch.zeros(4, 3)) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("features", [torch.empty(0, 3), torch.tensor([[1.0, float("nan")]]), torch.ones(3)])
+def test_what_cannot_be_scored_is_refused(features):
     with pytest.raises(DataError, match="choose another network|at least one image"):
         vendi_score(features)

@@ -77,6 +77,7 @@ def words(ax: Axes) -> Iterator[Text]:
     """Texts that are seen: no ticks outside the limits, none that slant."""
     (left, right), (low, high) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
     yield from ax.texts
+    yield from ax.get_legend().get_texts() if ax.get_legend() else ()
     yield from (text for text in ax.get_xticklabels() if left <= text.get_position()[0] <= right)
     yield from (text for text in ax.get_yticklabels() if low <= text.get_position()[1] <= high)
 

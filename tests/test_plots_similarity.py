@@ -116,16 +116,17 @@ def test_embedding_has_a_mark_for_every_image_in_the_colour_of_its_class():
     for number, part in enumerate(marks):
         assert np.allclose(part.get_offsets(), places[(found.sub_batch == number).numpy()])
     assert len({tuple(colour) for colour in marks[0].get_facecolors()}) == 3
-    assert [text.get_text() for text in ax.texts] == ["class 0", "class 1", "class 2"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["sub-batch 1", "sub-batch 2"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["class 0", "class 1", "class 2", "sub-batch 1", "sub-batch 2"]
     flat = dataclasses.replace(found, sub_batch=None, iterations=None)
-    assert plots.embedding(places, real, behind, flat).axes[0].get_legend() is None
+    assert len(plots.embedding(places, real, behind, flat).axes[0].get_legend().get_texts()) == 3
     with pytest.raises(DataError, match="3 and 30 places for 12 and 30 images"):
         plots.embedding(places[:3], real, behind, found)
 
 
-def test_many_classes_have_no_names_on_the_plane():
-    assert not on_a_plane(toy(classes=30), toy("real", classes=30, made=False)).axes[0].texts
+def test_many_classes_share_colours_and_have_no_key():
+    key = on_a_plane(toy(classes=30), toy("real", classes=30, made=False)).axes[0].get_legend()
+    assert [text.get_text() for text in key.get_texts()] == ["sub-batch 1", "sub-batch 2"]
+    assert on_a_plane(toy(classes=30, made=False), toy("real", classes=30, made=False)).axes[0].get_legend() is None
 
 
 def test_class_colours_differ_as_long_as_they_can():

@@ -22,8 +22,8 @@ HEADS = {
     "name": "set",
     "images": "images",
     "cosine": "cosine",
-    "vendi_class": "Vendi, class",
-    "vendi": "Vendi, all",
+    "vendi_class": "Vendi in a class",
+    "vendi": "Vendi in all",
     "density": "density",
     "coverage": "coverage",
 }

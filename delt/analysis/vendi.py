@@ -12,21 +12,24 @@ from delt.errors import DataError
 def vendi_score(features: Tensor) -> float:
     """exp of the entropy of the eigenvalues of K / N, K the cosines of all pairs: 1 for copies of one image, N for N unlike ones.
 
-    K and the D x D matrix of the same vectors share their eigenvalues other than 0, so the smaller one is solved.
+    K and the D x D matrix of the same vectors share their eigenvalues other than 0, so the smaller one is solved. The cosine
+    with a zero vector is 0, as in `intra_class_cosine`, so an image without features counts as one unlike all others.
 
     Args:
         features: float [N,D], N at least 1.
 
     Raises:
-        DataError: there is no image, or a vector is zero or not finite, so that it has no direction.
+        DataError: there is no image, or a vector is not finite.
     """
     if features.ndim != 2 or not len(features):
         raise DataError(f"features have shape {list(features.shape)}; allowed is [N,D] with at least one image")
-    if not torch.isfinite(features).all() or not features.abs().amax(1).gt(0).all():
-        raise DataError("a feature vector is zero or not finite, so it has no direction; choose another network as features")
-    units = F.normalize(features.double(), dim=1)
+    if not torch.isfinite(features).all():
+        raise DataError("features are not finite, so there is no similarity; choose another network as features")
+    count, directed = len(features), features.abs().amax(1) > 0
+    units = F.normalize(features[directed].double(), dim=1)
     small = units @ units.T if len(units) <= units.shape[1] else units.T @ units
-    values = torch.linalg.eigvalsh(small / len(units)).clamp(min=0)
+    lonely = units.new_full((int((~directed).sum()),), 1 / count)
+    values = torch.cat([torch.linalg.eigvalsh(small / count).clamp(min=0), lonely])
     return float(torch.special.entr(values).sum().exp())
 
 

@@ -187,7 +187,13 @@ class DiversityExplorer(ipywidgets.VBox):
 
     @property
     def real(self) -> FeatureSet:
-        """The held-out real images."""
+        """The held-out real images.
+
+        Raises:
+            DeltError: nothing is measured yet, or it could not be.
+        """
+        if not self.sets:
+            raise DeltError(self.error or "nothing is measured yet: wait for it with join()")
         return self.sets[-1]
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from delt.analysis.sets import FeatureSet, cosine_to_class, pairwise_cosine
@@ -28,9 +29,21 @@ from delt.plots.style import (
     styled,
 )
 
-NAMED = 20  # classes whose names fit under bars, or into a scatter
+NAMED = 20  # classes whose names fit under bars
+COLOURED = 10  # classes that have a colour of their own
+LEVEL = 30  # letters of all names that fit side by side
 ANNOTATED = 6  # images of a class whose pairs have room for a number each
-MARKERS = ("o", "s", "^", "D", "v", "*", "P", "X")  # of sub-batches, early ones first; the same as the explorer's
+# Of sub-batches, early ones first; the same as the explorer's.
+MARKERS: tuple[Any, ...] = (
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+    (5, 1, 0),
+    (4, 1, 0),
+    (6, 1, 0),
+)  # of sub-batches, early ones first; the same as the explorer's
 COSINE = "Mean cosine of pairs"
 Points = np.ndarray  # float [N,2]
 
@@ -46,8 +59,9 @@ def class_similarity(sets: Sequence[FeatureSet], features: str = "the teacher's 
     columns = min(2, len(sets)) or 1
     lanes = -(-len(sets) // columns) or 1
     count = max((len(found.classes) for found in sets), default=0)
+    slanted = any(len(found.classes) <= NAMED and sum(map(len, found.classes)) > LEVEL for found in sets)
     about = f"{features}; a bar per class, each panel in its own order; line: mean over {many(count, 'class', 'es')}"
-    figure = picture("Intra-class cosine similarity, lower is more diverse", about, 0.3 + 1.65 * lanes)
+    figure = picture("Intra-class cosine similarity, lower is more diverse", about, 0.3 + (2.0 if slanted else 1.65) * lanes)
     panels = list(figure.subplots(lanes, columns, squeeze=False, sharey=True).flat)
     for found, ax in zip(sets, panels, strict=False):
         _sorted_bars(ax, found, styles[found.name])
@@ -71,7 +85,7 @@ def _sorted_bars(ax: Axes, found: FeatureSet, style: SetStyle) -> None:
     ax.axhline(0, color=INK, linewidth=0.8)
     if len(values) <= NAMED:
         names = [found.classes[label] for label, _ in ranked]
-        slant = sum(map(len, names)) > 30
+        slant = sum(map(len, names)) > LEVEL
         ax.set_xticks(range(len(names)), names, rotation=40 if slant else 0, ha="right" if slant else "center", rotation_mode="anchor")
         ax.set_xlabel("Class")
     else:
@@ -222,28 +236,18 @@ def embedding(places: Points, real: FeatureSet, places_real: Points, found: Feat
         rows = depth == number
         inside, marker = colours[found.labels.numpy()[rows]], MARKERS[number % len(MARKERS)]
         ax.scatter(places[rows, 0], places[rows, 1], s=46, c=inside, marker=marker, edgecolors="white", linewidths=0.8)
-    if len(real.classes) <= NAMED:
-        _name_classes(ax, real, places_real)
+    handles = [_mark(name, "o", colours[label]) for label, name in enumerate(real.classes)] if len(real.classes) <= COLOURED else []
     if found.sub_batch is not None:
-        marks = [_mark(number) for number in np.unique(depth)[: len(MARKERS)]]
-        ax.legend(handles=marks, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="Mark", alignment="left")
+        handles += [_mark(f"sub-batch {n + 1}", MARKERS[n % len(MARKERS)], MUTED) for n in np.unique(depth)[: len(MARKERS)]]
+    if handles:
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     return figure
 
 
-def _mark(number: int) -> Line2D:
-    shape = MARKERS[number % len(MARKERS)]
-    return Line2D([], [], linestyle="none", marker=shape, color=MUTED, markersize=6, label=f"sub-batch {number + 1}")
-
-
-def _name_classes(ax: Axes, real: FeatureSet, places: Points) -> None:
-    """The class's name above its real images."""
-    gap = 0.012 * float(np.ptp(places[:, 1]))
-    for label in real.labels.unique().tolist():
-        own = places[(real.labels == label).numpy()]
-        x, y = float(np.median(own[:, 0])), float(np.percentile(own[:, 1], 95)) + gap
-        text = ax.text(x, y, real.classes[label], ha="center", va="bottom", fontsize=8.5, fontweight="bold", zorder=5)
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+def _mark(name: str, marker: Any, colour: str) -> Line2D:
+    shown = textwrap.shorten(name, 24, placeholder="…") or name[:24]
+    return Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=6, label=shown)
 
 
 def _styles(sets: Sequence[FeatureSet]) -> dict[str, SetStyle]:
