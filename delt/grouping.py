@@ -6,6 +6,7 @@ holds it, on any worker. Groups of equal shape may be packed into one forward pa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,8 @@ def make_groups(
 def _group(images: list[tuple[int, int]], schedule: Schedule, drop_empty: bool) -> Group:
     depth = schedule.sub_batch_of
     members = tuple(sorted(images, key=lambda image: (depth[image[1]], image)))
-    sizes = [sum(depth[i] == k for _, i in members) for k in range(schedule.sub_batches)]
+    counts = Counter(depth[i] for _, i in members)
+    sizes = [counts[k] for k in range(schedule.sub_batches)]
     iterations = schedule.iterations
     if drop_empty:
         iterations -= schedule.round_iterations * sizes.count(0)

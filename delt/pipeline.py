@@ -11,9 +11,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.scores import Score, Scores
 from delt.artifacts.soft_labels import SoftLabels
-from delt.artifacts.synthetic import SyntheticSet
+from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, flatten
 from delt.data.images import RealSet
@@ -69,12 +70,15 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     """
     if until not in STAGES:
         raise unknown("stage", until, STAGES)
-    bars = Bars()
+    bars, meter = Bars(), None
     config = absolute(replace(config, runtime=resolve(config.runtime)))
     with settings(config.runtime), RunFolder(Path(out)).hold() as folder, Pool(config.runtime) as pool:
         try:
-            Pipeline(config, folder, pool, Meter(folder.path / "metrics.jsonl", listener or bars), watch=watch).go(until)
+            meter = Meter(folder.path / "metrics.jsonl", listener or bars)
+            Pipeline(config, folder, pool, meter, watch=watch).go(until)
         finally:
+            if meter:
+                meter.flush()
             bars.close()
     return load(out)
 
@@ -205,12 +209,22 @@ class Pipeline:
         with self.stage("recover", self.recover_keys(teacher)) as (job, files):
             synthetic = recover(teacher, patches, self.config.recover, job)
             if not synthetic.complete:
+                self.keep_partial(synthetic)
                 raise Stopped(partial=synthetic)
             files += synthetic.save(self.folder.path)
             if synthetic.snapshots:
                 files += synthetic.snapshots.save(self.folder.path)
                 for reading in synthetic.snapshots.readings:
                     self.emit({"stage": "recover", "record": reading})
+        shutil.rmtree(self.folder.path / PARTIAL, ignore_errors=True)
+
+    def keep_partial(self, synthetic: SyntheticSet) -> None:
+        """Write the images as they were when the synthesis was stopped, for `delt.load`; the whole set replaces them."""
+        folder = self.folder.path / PARTIAL
+        storage.make_folder(folder)
+        synthetic.save(folder)
+        if synthetic.snapshots:
+            synthetic.snapshots.save(folder)
 
     def relabel(self, teacher: Teacher) -> None:
         """Store soft labels where they are stored."""
@@ -375,9 +389,50 @@ class Pipeline:
         files: list[Path] = []
         work = self.folder.work(name, keys | self.machine_keys())
         reset_peak(self.config.runtime)
-        begun = time.monotonic()
-        yield Job(self.config.seed, self.config.runtime, work, self.named, self.pool, self.watch), files
-        self.folder.commit(name, keys, files, time.monotonic() - begun, peak_memory(self.config.runtime))
+        watch = Stopwatch(work / "seconds.json", self.named)
+        try:
+            yield Job(self.config.seed, self.config.runtime, work, watch, self.pool, self.watch), files
+        finally:
+            watch.note()
+        self.folder.commit(name, keys, files, watch.seconds, peak_memory(self.config.runtime))
+
+
+class Stopwatch:
+    """Passes events on and counts the seconds of a stage over all its attempts; the listener's own time does not count.
+
+    They are written down every few seconds, so that a run that was killed and went on is not thought cheap.
+    """
+
+    every = 2.0  # seconds between two notes
+
+    def __init__(self, path: Path, emit: Emit) -> None:
+        self.path, self.emit = path, emit
+        self.before, self.begun = self._noted(), time.monotonic()
+        self.written = self.begun
+
+    @property
+    def seconds(self) -> float:
+        """Of this attempt and those before it."""
+        return self.before + time.monotonic() - self.begun
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if time.monotonic() - self.written > self.every:
+            self.note()
+        called = time.monotonic()
+        self.emit(event)
+        self.begun += time.monotonic() - called
+
+    def note(self) -> None:
+        """Write the seconds down; where that fails, the stage's own files will, too, and say so."""
+        self.written = time.monotonic()
+        with suppress(storage.StorageError):
+            storage.write_json(self.path, {"seconds": round(self.seconds, 3)})
+
+    def _noted(self) -> float:
+        try:
+            return float(storage.read_json(self.path)["seconds"])
+        except (IntegrityError, KeyError, TypeError, ValueError):
+            return 0.0
 
 
 def check_names(config: RunConfig) -> None:

@@ -19,7 +19,7 @@ from delt.artifacts.ranking import Ranking
 from delt.artifacts.scores import Scores
 from delt.artifacts.snapshots import FILE as SNAPSHOTS
 from delt.artifacts.snapshots import Snapshots
-from delt.artifacts.synthetic import SyntheticSet
+from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, unflatten
 from delt.errors import IntegrityError, RunError
@@ -60,11 +60,17 @@ class Run:
 
     @cached_property
     def synthetic(self) -> SyntheticSet:
+        """The images; of a synthesis that was stopped as they were then, with `complete` False."""
+        if "synthetic.parquet" not in self._files and (self.path / PARTIAL / "synthetic.parquet").exists():
+            return SyntheticSet.load(self.path / PARTIAL)
         self._checked("synthetic.parquet", *(name for name in self._files if name.startswith("synthetic/")))
         return SyntheticSet.load(self.path)
 
     @cached_property
     def snapshots(self) -> Snapshots | None:
+        """How the images came to be; None where nothing was recorded."""
+        if "synthetic.parquet" not in self._files and (self.path / PARTIAL / SNAPSHOTS).exists():
+            return Snapshots.load(self.path / PARTIAL)
         return Snapshots.load(self._checked(SNAPSHOTS).parent) if (self.path / SNAPSHOTS).exists() else None
 
     @cached_property

@@ -126,17 +126,45 @@ def gpus() -> list[str]:
 
 @contextlib.contextmanager
 def settings(runtime: RuntimeConfig) -> Iterator[None]:
-    """Apply threads, precision and determinism, and put the old values back afterwards."""
-    cudnn = torch.backends.cudnn
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    allowed, deterministic = cudnn.allow_tf32, cudnn.deterministic
-    _apply(runtime)
+    """Apply threads, precision and determinism, and put the old values back afterwards.
+
+    They belong to the process: threads of one process that want the same share them, and the last one puts the old values
+    back; a thread that wants others waits until it is alone.
+    """
+    wanted, me = (runtime.threads, runtime.precision == "tf32"), threading.get_ident()
+    with _turn:
+        _turn.wait_for(lambda: all(who == me or want == wanted for who, want, _ in _held))
+        _held.append((me, wanted, _values()))
+        _apply(runtime)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
-        cudnn.allow_tf32, cudnn.deterministic = allowed, deterministic
+        with _turn:
+            place = max(k for k, (who, _, _) in enumerate(_held) if who == me)
+            _, _, before = _held.pop(place)
+            if place < len(_held):  # others came later and hold on: they will put back what this one found
+                who, want, _ = _held[place]
+                _held[place] = (who, want, before)
+            else:
+                _restore(before)
+            _turn.notify_all()
+
+
+_Values = tuple[int, str, bool, bool]
+_turn = threading.Condition()
+_held: list[tuple[int, tuple[int | None, bool], _Values]] = []  # thread, what it wants, what it found; in the order of coming
+
+
+def _values() -> _Values:
+    cudnn = torch.backends.cudnn
+    return torch.get_num_threads(), torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
+
+
+def _restore(values: _Values) -> None:
+    threads, precision, allowed, deterministic = values
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = allowed, deterministic
 
 
 def _apply(runtime: RuntimeConfig) -> None:

@@ -7,6 +7,7 @@ Nothing here touches a tensor: plain numbers that can be tested, printed and dra
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,8 +66,7 @@ class Schedule:
     def rounds(self) -> tuple[Round, ...]:
         """The phases between two joins; empty when nothing is optimised."""
         stops = (*self.joins[1:], self.iterations)
-        counts = [sum(self.sizes[: k + 1]) for k in range(self.sub_batches)]
-        spans = zip(self.joins, stops, counts, strict=True)
+        spans = zip(self.joins, stops, itertools.accumulate(self.sizes), strict=True)
         return tuple(Round(a, b, k + 1, n) for k, (a, b, n) in enumerate(spans) if b > a)
 
     def active(self, iteration: int) -> int:

@@ -20,7 +20,7 @@ import delt
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.teacher import Teacher
 from delt.errors import DataError, DeltError, IntegrityError, RunError, Stopped, TeacherError
-from delt.pipeline import STAGES
+from delt.pipeline import STAGES, Stopwatch
 from delt.storage import sha256_file
 
 
@@ -323,8 +323,40 @@ def test_stopped_by_its_listener_the_part_is_handed_over_and_the_run_goes_on(ref
     part = caught.value.partial
     assert not part.complete and part.iterations.max() == 4 and part.iterations[-1] == 0
     assert "recover" not in RunFolder(tmp_path / "run").records()
+    kept = delt.load(tmp_path / "run")
+    assert not kept.synthetic.complete and torch.equal(kept.synthetic.images, part.images)
+    assert kept.synthetic.iterations.tolist() == part.iterations.tolist()
+    assert len(kept.snapshots.images) == len(part.snapshots.images)
+    assert '"stage": "recover", "work"' in (tmp_path / "run" / "metrics.jsonl").read_text()
     delt.run(grouped(), tmp_path / "run", listener=quiet)
+    assert delt.load(tmp_path / "run").synthetic.complete and not (tmp_path / "run" / "partial").exists()
     assert content(tmp_path / "run") == content(reference.path) and delt.verify(tmp_path / "run") == []
+
+
+@pytest.mark.usefixtures("beat_each_step")
+def test_seconds_of_all_attempts_are_recorded_without_the_listeners_own(tmp_path, monkeypatch):
+    def slow(event):
+        """Stops in the middle of recover, and takes its time to listen."""
+        if event.get("done") and event["stage"] == "recover":
+            time.sleep(0.3)
+            raise Stopped
+
+    monkeypatch.setattr(Stopwatch, "every", 0.0)
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        delt.run(grouped(), tmp_path / "run", listener=slow)
+    first = json.loads((tmp_path / "run" / ".work" / "recover" / "seconds.json").read_text())["seconds"]
+    assert 0 < first < time.monotonic() - begun - 0.3
+    note = tmp_path / "run" / ".work" / "recover" / "seconds.json"
+    note.write_text('{"seconds": 1000.0}')
+    delt.run(grouped(), tmp_path / "run", listener=quiet, until="recover")
+    assert 1000 < RunFolder(tmp_path / "run").records()["recover"]["seconds"] < 1100
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"seconds": "many"}', "[1]"])
+def test_a_damaged_note_of_seconds_counts_as_none(damage, tmp_path):
+    (tmp_path / "seconds.json").write_text(damage)
+    assert 0 <= Stopwatch(tmp_path / "seconds.json", quiet).seconds < 1
 
 
 def test_killed_it_ends_with_the_same_bits(reference, tmp_path):

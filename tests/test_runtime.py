@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,48 @@ def test_gpus_are_named_as_another_process_would_be_told(monkeypatch: pytest.Mon
     assert gpus() == ["5", "GPU-ab"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert gpus() == []
+
+
+def test_threads_of_one_process_share_settings_and_the_last_puts_them_back():
+    """Measuring in one thread and computing in another overlap in any order."""
+    before = torch.backends.cudnn.deterministic, torch.get_num_threads()
+    torch.backends.cudnn.deterministic = False
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with settings(RuntimeConfig(threads=1)):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    try:
+        with settings(RuntimeConfig(threads=1)):
+            thread.start()
+            assert entered.wait(10)
+        assert torch.backends.cudnn.deterministic, "the other one still needs it"
+        leave.set()
+        thread.join(10)
+        assert not torch.backends.cudnn.deterministic
+    finally:
+        torch.backends.cudnn.deterministic = before[0]
+    assert torch.get_num_threads() == before[1]
+
+
+def test_a_thread_that_wants_other_settings_waits_for_its_turn():
+    seen, begun = [], threading.Event()
+
+    def other():
+        begun.set()
+        with settings(RuntimeConfig(threads=2)):
+            seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=other)
+    with settings(RuntimeConfig(threads=1)):
+        with settings(RuntimeConfig(threads=3)):  # the same thread may nest
+            assert torch.get_num_threads() == 3
+        thread.start()
+        assert begun.wait(10)
+        thread.join(0.1)
+        assert seen == [] and torch.get_num_threads() == 1
+    thread.join(10)
+    assert seen == [2]

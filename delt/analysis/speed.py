@@ -6,6 +6,7 @@ teacher's architecture: the time does not depend on what the network knows, so n
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -50,15 +51,25 @@ class Speed:
 
     def synthesis(self, groups: Sequence[Group], packing: int = 1, done: int = 0) -> float:
         """Seconds of the whole synthesis in one process, or of what is left when `done` image-iterations were made."""
+        priced = functools.cache(self._pack)  # most packs are alike
         seconds = 0.0
         for pack in packs(groups, packing):
-            for part in pack[0].schedule.rounds:
-                images = part.images * len(pack)
-                work = (part.stop - part.start) * images
-                made = min(done, work)
-                done -= made
-                seconds += (work - made) / images * self.iteration(images) if images else 0.0
+            work, whole = priced(pack[0].schedule, len(pack), 0)
+            made = min(done, work)
+            done -= made
+            seconds += self._pack(pack[0].schedule, len(pack), made)[1] if made else whole
         return seconds
+
+    def _pack(self, schedule: Schedule, groups: int, made: int) -> tuple[int, float]:
+        """Image-iterations of groups side by side, and the seconds of those that are left when `made` were made."""
+        total, seconds = 0, 0.0
+        for part in schedule.rounds:
+            images = part.images * groups
+            work = (part.stop - part.start) * images
+            left = work - min(work, max(0, made - total))
+            total += work
+            seconds += left / images * self.iteration(images) if images else 0.0
+        return total, seconds
 
 
 def groups_of(config: RunConfig, classes: int) -> list[Group]:

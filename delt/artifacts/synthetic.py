@@ -21,6 +21,7 @@ from delt import storage
 from delt.artifacts.snapshots import Snapshots
 from delt.errors import DataError, IntegrityError
 
+PARTIAL = "partial"  # inside a run folder: the set of a synthesis that was stopped
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode by the number of channels
 
 
