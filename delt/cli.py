@@ -135,8 +135,8 @@ def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int |
 
     Args:
         file: sweep file (papermill_runs/sweeps/*.yaml).
-        out: folder of the sweep (default: papermill_runs/NAME).
-        jobs: points at a time (default: the file's, or 1).
+        out: folder of the sweep; papermill_runs/NAME where not given.
+        jobs: points at a time; the file's, or 1, where not given.
     """
     from delt.batch import run_sweep
 

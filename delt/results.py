@@ -22,7 +22,8 @@ from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, unflatten
-from delt.errors import IntegrityError, RunError
+from delt.errors import IntegrityError, RunError, unknown
+from delt.methods import CONTROLS
 
 ORDER = ("squeeze", "rank", "recover", "relabel", "evaluate", "diversity")
 
@@ -157,6 +158,8 @@ def load_all(folders: Iterable[Path | str]) -> dict[str, Run]:
     """
     if isinstance(folders, (str, Path)):
         raise RunError(f"folders are {str(folders)!r}; allowed is a list of them: [{str(folders)!r}]")
+    if not isinstance(folders, Iterable):
+        raise RunError(f"folders are {folders!r}; allowed is a list of run folders")
     found = {path.resolve(): load(path) for folder in folders for path in _matches(folder)}
     return dict(zip(short_names([path.parts for path in found]), found.values(), strict=True))
 
@@ -190,9 +193,13 @@ def compare(runs: Mapping[str, Run], controls: Sequence[str] = ("random",)) -> l
         controls: names of the controls that are to stand beside the runs' own sets.
 
     Raises:
+        ConfigError: no such control.
         DataError: the runs are of different data sets.
         IntegrityError: a file is damaged.
     """
+    for name in controls:
+        if name not in CONTROLS:
+            raise unknown("control", name, CONTROLS)
     return merged([_entries(name, run) for name, run in runs.items()], controls)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from delt.analysis.diversity import extractor_of
 from delt.analysis.sets import FeatureSet
 from delt.errors import ConfigError, DataError, DeltError, RunError
 from delt.lab import DiversityExplorer, View
-from delt.lab.diversity import gather, numbers, scatter_state
+from delt.lab.diversity import _opened, gather, numbers, scatter_state
 from delt.results import Run
 
 
@@ -162,3 +165,60 @@ def test_the_page_holds_everything(explorer, tmp_path):
     text = explorer.save_html(tmp_path / "page.html").read_text()
     assert "DELT on digits, among real images" in text and "coverage" in text and "http-equiv" in text
     assert "https://" not in text
+
+
+def test_another_perplexity_while_another_page_is_open(smoke_run):
+    """The open page is drawn again, in the background, where nothing may wait for itself."""
+    own = DiversityExplorer(smoke_run, perplexity=10, per_class=8).join(60)
+    own.tabs.selected_index = 3
+    before = bytes(own.images["depth"].value)
+    own.features_choice.value = "convnet3"
+    own.join(60)
+    assert own.settled and not own.error and bytes(own.images["depth"].value) != before
+
+
+def test_the_last_wish_counts_and_an_older_error_is_forgotten(smoke_run, monkeypatch):
+    own = DiversityExplorer(smoke_run, perplexity=10, per_class=8).join(60)
+    entered, leave = threading.Event(), threading.Event()
+
+    def stuck(name, *args):
+        if name == "teacher":
+            return extractor_of(name, *args)
+        entered.set()
+        leave.wait(10)
+        raise DeltError("no weights")
+
+    monkeypatch.setattr("delt.lab.diversity.extractor_of", stuck)
+    own.features_choice.value = "resnet18"
+    assert entered.wait(10)
+    begun = time.monotonic()
+    own.tabs.selected_index = 1
+    assert time.monotonic() - begun < 1, "the kernel does not wait for the measurement"
+    own.features_choice.value = "teacher"
+    leave.set()
+    assert "cosine" in own.join(60).table() and own.settled and bytes(own.images["classes"].value).startswith(b"\x89PNG")
+
+
+def test_a_bug_reaches_the_screen(smoke_run, monkeypatch):
+    own = DiversityExplorer(smoke_run, perplexity=10, per_class=8).join(60)
+    monkeypatch.setattr("delt.lab.diversity.tsne", lambda *args: 1 / 0)
+    own.perplexity_slider.value = 7
+    assert "ZeroDivisionError" in own.join(60).says.value
+
+
+@pytest.mark.parametrize("given", [{"perplexity": 0.5}, {"perplexity": "x"}, {"per_class": 0}, {"per_class": "many"}])
+def test_numbers_are_checked(given, smoke_run):
+    (name, value), *_ = given.items()
+    with pytest.raises(ConfigError, match=f"{name} is {value!r}; allowed"):
+        DiversityExplorer(smoke_run, **given)
+
+
+@pytest.mark.parametrize("runs", [None, 5, [1, 2]])
+def test_what_is_no_run_is_refused(runs):
+    with pytest.raises(RunError, match="allowed are what delt.load or delt.run return"):
+        DiversityExplorer(runs)
+
+
+def test_folders_and_patterns_are_opened(smoke_run, tmp_path):
+    (tmp_path / "a").symlink_to(smoke_run.path)
+    assert [found.name for found in gather(_opened(str(tmp_path / "*")), 8)[1]] == ["delt", "random"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +109,42 @@ def test_an_error_is_said(tmp_path: Path) -> None:
 
 def test_the_work_stays_in_this_process(tmp_path: Path) -> None:
     assert LiveRun(settings(workers=2), tmp_path).config.runtime.workers == 1
+
+
+def test_stopped_before_the_first_step_it_says_so_and_can_go_on(tmp_path: Path) -> None:
+    """With a cached teacher the first thing heard is a message that names no stage."""
+    LiveRun(settings(), tmp_path / "first").start().join(60)
+    live = LiveRun(settings(), tmp_path / "run")
+    live.heard = lambda: live.stop() if live.status == "running" else None
+    live.start().join(60)
+    assert live.status == "stopped" and live.words == "stopped while opening the data" and not live.active
+    live.heard = lambda: None
+    assert live.start().join(60).status == "done"
+
+
+def test_the_measurement_comes_first(tmp_path: Path) -> None:
+    order: list[str] = []
+    live = LiveRun(settings(iterations=4), tmp_path / "run", lambda: order.append("heard"), lambda: order.append("measured"))
+    live.start().join(60)
+    assert order[0] == "measured" and order.count("measured") == 1 and live.status == "done"
+
+
+def test_reins_pulled_after_the_end_do_nothing(tmp_path: Path) -> None:
+    live = LiveRun(settings(iterations=4), tmp_path / "run").start().join(60)
+    for pull in (live.pause, live.resume, live.stop):
+        pull()
+        assert live.status == "done"
+
+
+def test_python_may_end_while_it_computes(tmp_path: Path) -> None:
+    code = (
+        "import delt, time\n"
+        "from delt import lab\n"
+        f"e = lab.ScheduleExplorer('digits', preset='smoke', iterations=4000, out={str(tmp_path)!r})\n"
+        "p = e.run()\n"
+        "while p.live.frame is None: time.sleep(0.01)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    assert not delt.load(folder).synthetic.complete

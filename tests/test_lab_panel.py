@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_lab_live import settings, slow_down, wait
 
+import delt
 from delt.lab.panel import RunPanel, words
 
 
@@ -54,3 +55,13 @@ def test_a_failure_is_text_and_nothing_else(tmp_path: Path) -> None:
     panel.live.start().join(60)
     assert "fewer than 500" in panel.words.value and "delt-failed" in panel.words.value
     assert "<b>" not in words("<b>") and "&lt;b&gt;" in words("<b>")
+
+
+def test_a_quick_run_ends_with_the_losses_that_were_recorded(tmp_path: Path) -> None:
+    """It is over before a second report would come."""
+    config = delt.configure("digits", preset="smoke", recover_record_count=11)
+    panel = RunPanel(config, tmp_path / "run")
+    panel.live.start().join(60)
+    readings = panel.live.snapshots.readings if panel.live.snapshots else []
+    first = [line for line in panel.losses.state["lines"] if line["name"] == "sub-batch 1"][0]
+    assert len(first["points"]) > 3 and len(readings) >= len(first["points"])

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_lab_live import wait
 
 import delt
@@ -118,3 +119,36 @@ def test_a_configuration_is_taken_as_it_is(tmp_path: Path) -> None:
         ScheduleExplorer("digits", method="random", preset="smoke", out=tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'digits'"):
         ScheduleExplorer("digit", out=tmp_path)
+
+
+@pytest.mark.parametrize("value", ["abc", 2.5, None, True])
+def test_a_dial_takes_whole_numbers_alone(explorer: ScheduleExplorer, value: object) -> None:
+    before = explorer.dials
+    with pytest.raises(ConfigError, match="iterations is .*; allowed is a whole number from 1"):
+        explorer.turn("iterations", value)  # type: ignore[arg-type]
+    assert explorer.dials == before
+
+
+def test_an_own_folders_classes_are_counted(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "a$b$c"):
+        for part, count in (("train", 3), ("val", 1)):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(folder / f"{k}.png")
+    made = ScheduleExplorer(f"folder:{tmp_path / 'data'}", preset="smoke", ipc=2, out=tmp_path / "out")
+    made._measuring.join(60)
+    assert made.classes == 3 and any(name == "in all (3 classes)" for name, _ in made.facts())
+    assert str(tmp_path) not in made._folder and made._folder.startswith("data-delt-smoke-")
+
+
+def test_large_plans_answer_in_time(tmp_path: Path) -> None:
+    large = ScheduleExplorer("imagenet-1k", ipc=50, sub_batches=50, data_root=str(tmp_path), out=tmp_path)
+    large._measuring.join(60)
+    large.speed = Speed((5, 25), (0.5, 1.0))
+    times = []
+    for value in range(1, 12):
+        begun = time.perf_counter()
+        large.sliders["round_iterations"].value = value
+        times.append(time.perf_counter() - begun)
+    assert sorted(times)[len(times) // 2] < 0.15

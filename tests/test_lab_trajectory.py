@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import delt
-from delt.errors import DataError
+from delt.errors import DataError, RunError
 from delt.lab.live import LiveRun
 from delt.lab.trajectory import TrajectoryExplorer, trajectory_of
 
@@ -51,3 +53,23 @@ def test_what_was_not_recorded_cannot_be_shown(smoke_run: delt.Run, tmp_path: Pa
         TrajectoryExplorer(smoke_run.controls["start"])
     with pytest.raises(DataError, match="no images were recorded"):
         trajectory_of(LiveRun(replace(smoke_run.config, seed=5), tmp_path / "run"))
+
+
+def test_a_folder_will_do_and_what_is_no_run_is_refused(smoke_run: delt.Run) -> None:
+    assert TrajectoryExplorer(smoke_run.path).view.state["scrub"]
+    for nothing in (None, 5):
+        with pytest.raises(RunError, match="allowed are what delt.load or delt.run return"):
+            TrajectoryExplorer(nothing)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="steps is 0; allowed is a whole number from 2"):
+        TrajectoryExplorer(smoke_run).figure(steps=0)
+
+
+def test_a_page_has_the_iterations_of_every_class(tmp_path: Path) -> None:
+    """Groups that cut classes, with empty rounds left out, make classes of different lengths."""
+    given = {"recover_grouping": "class", "recover_group_size": 6, "recover_group_cut": "contiguous", "recover_drop_empty_rounds": True}
+    config = delt.configure("digits", preset="smoke", ipc=10, iterations=20, sub_batches=4, workers=1, recover_record_count=5, **given)
+    explorer = TrajectoryExplorer(delt.run(config, tmp_path / "run", until="recover", listener=lambda event: None))
+    views = json.loads(re.search(r'id="views">(.*?)</script>', explorer.save_html(tmp_path / "page.html").read_text()).group(1))  # type: ignore[union-attr]
+    of_label = views[0]["state"]["of_label"]
+    assert of_label["0"]["iterations"] != of_label["1"]["iterations"]
+    assert all(own["iterations"] == explorer.trajectory.iterations(label) for label, own in of_label.items())

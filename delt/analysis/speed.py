@@ -18,7 +18,7 @@ import torch
 from delt.analysis.table import schedule_of
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RunConfig
-from delt.data.specs import spec_of
+from delt.data.load import shape_of
 from delt.grouping import Group, make_groups, packs
 from delt.models import zoo
 from delt.models.statistics import StatisticsMatch
@@ -114,8 +114,7 @@ def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: floa
 
 def _stand_in(config: RunConfig) -> Teacher:
     """An untrained network of the teacher's shape."""
-    spec = spec_of(config.dataset)
-    classes, channels, size = spec.count or 10, spec.channels or 3, config.data.size or spec.size or 64
+    classes, channels, size = shape_of(config.dataset, config.data)
     model = zoo.build(config.teacher.arch, classes, channels, size, config.teacher.width, generator_seed=0)
     names, grey = tuple(map(str, range(classes))), (0.5,) * channels
     return Teacher(

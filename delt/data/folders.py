@@ -53,8 +53,7 @@ def list_folder(spec: DatasetSpec, root: Path) -> Listing:
         DataError: a part or a class is missing, empty, or not what the table says; the message names it.
     """
     own = spec.name.startswith(OWN_FOLDER)
-    place = root if own else _published(spec, root)
-    train, test = _parts(spec, place, own)
+    place, train, test = find_parts(spec, root)
     train_part = _read(place, train)
     classes = tuple(train_part)
     _check_classes(spec, train, classes)
@@ -63,6 +62,17 @@ def list_folder(spec: DatasetSpec, root: Path) -> Listing:
     test_part = _read(place, test)
     _check_test(train, test, classes, tuple(test_part), all_classes=not own)
     return Listing(place, classes, _files(train_part, classes), _files(test_part, classes))
+
+
+def find_parts(spec: DatasetSpec, root: Path) -> tuple[Path, Path, Path | None]:
+    """The data set's folder below `root`, that of its training images and that of its test images, if it has one.
+
+    Raises:
+        DataError: a part is missing.
+    """
+    own = spec.name.startswith(OWN_FOLDER)
+    place = root if own else _published(spec, root)
+    return place, *_parts(spec, place, own)
 
 
 def _published(spec: DatasetSpec, root: Path) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from delt.config import DataConfig
 from delt.data.facts import file_fingerprint, moments, spread, survey, tensor_fingerprint
-from delt.data.folders import Files, Listing, list_folder
+from delt.data.folders import Files, Listing, find_parts, list_folder
 from delt.data.images import DataInfo, Images, RealSet, TensorImages
 from delt.data.specs import OWN_FOLDER, DatasetSpec, spec_of
 from delt.data.stream import StreamImages, spare_workers
@@ -73,10 +73,7 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     """A folder of image files, in the layout of ImageFolder or of Tiny-ImageNet."""
     listing = list_folder(spec, data_root(spec, config))
     files = (listing.train, listing.test) if listing.test else split(listing, config.val_fraction)
-    channels, size = spec.channels, config.size or spec.size
-    if channels is None or size is None:
-        found = survey(spread(listing.full(files[0]), SURVEYED))
-        channels, size = channels or found[0], size or found[1]
+    channels, size = _image_shape(spec, config, listing.full(files[0]))
     workers = spare_workers()
     train, test = (StreamImages(listing.full(part), torch.tensor(part.labels), channels, size, device, workers) for part in files)
     if (len(train) + len(test)) * channels * size**2 >= HELD_BYTES:
@@ -85,6 +82,44 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     held = train.held(), test.held()
     facts = _info(spec, listing.classes, channels, size, held[0])
     return RealSet(facts, *held, tensor_fingerprint(facts.classes, ((part.pixels, part.labels) for part in held)))
+
+
+def _image_shape(spec: DatasetSpec, config: DataConfig, paths: Sequence[str]) -> tuple[int, int]:
+    """Channels and size, which an own folder's images tell where nobody else does."""
+    channels, size = spec.channels, config.size or spec.size
+    if channels is None or size is None:
+        found = survey(spread(paths, SURVEYED))
+        channels, size = channels or found[0], size or found[1]
+    return channels, size
+
+
+def shape_of(name: str, config: DataConfig) -> tuple[int, int, int]:
+    """Classes, channels and pixels per side of a data set, without opening it: files are looked at only in an own folder.
+
+    Raises:
+        DataError: the folder is not there, or holds no classes.
+    """
+    spec = spec_of(name)
+    size = config.size or spec.size
+    if spec.count is not None and spec.channels is not None and size is not None:
+        return spec.count, spec.channels, size
+    listing = list_folder(spec, data_root(spec, config))
+    return len(listing.classes), *_image_shape(spec, config, listing.full(listing.train))
+
+
+def require_files(name: str, config: DataConfig) -> None:
+    """Refuse a data set whose folders are not here, without reading a file of them.
+
+    Raises:
+        DataError: naming what was looked for, and where to get it.
+    """
+    spec = spec_of(name)
+    if spec.source == "folder":
+        find_parts(spec, data_root(spec, config))
+    elif spec.source == "torchvision" and not config.download:
+        root = data_root(spec, config)
+        if not any((root / folder).is_dir() for folder in spec.folders):
+            raise DataError(f"{spec.name} is not in {root}: give --data-root FOLDER that holds {spec.folders[0]}/, or allow the download")
 
 
 # ---------------------------------------------------------------- where the files are

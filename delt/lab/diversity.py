@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import atexit
 import html
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +27,13 @@ from delt.analysis.sets import HEADS, FeatureSet, Measures, cells, measured, not
 from delt.artifacts.teacher import Teacher
 from delt.data.images import RealSet
 from delt.data.load import open_set
-from delt.errors import DataError, DeltError, unknown
+from delt.errors import ConfigError, DataError, DeltError, unknown
 from delt.lab.live import LiveRun
 from delt.lab.page import save_html
 from delt.lab.panel import ROW, words
 from delt.lab.sheet import grid
 from delt.lab.state import State
+from delt.lab.trajectory import data_name, opened
 from delt.lab.view import View
 from delt.models import zoo
 from delt.plots.style import class_colours, set_styles
@@ -68,14 +71,17 @@ class DiversityExplorer(ipywidgets.VBox):
     def __init__(
         self, runs: AnyRun | Sequence[AnyRun], *, features: str = "teacher", perplexity: float = 30, per_class: int = PER_CLASS
     ) -> None:
-        opened = _opened([runs] if isinstance(runs, (Run, LiveRun, Path, str)) else runs)
-        self.teacher, self._bare, self._bare_real = gather(opened, per_class)
-        self.device = device_of(replace(opened[0].config.runtime, device="auto"))
+        given = _opened(runs)
+        _checked(perplexity, per_class)
+        self.teacher, self._bare, self._bare_real = gather(given, per_class)
+        self.device = device_of(replace(given[0].config.runtime, device="auto"))
         self.sets: list[FeatureSet] = []
         """The sets with their features, real images last."""
         self.rows: list[Measures] = []
         self.places: dict[str, np.ndarray] = {}
         """Name of a set -> float [N,2]."""
+        self.settled, self.error = False, ""
+        """Whether the numbers and pictures are of the chosen features and perplexity, and why not if they cannot be."""
         self._turn, self._busy = 0, threading.Lock()
         self._thread: threading.Thread | None = None
         self._known = ("", 0.0)
@@ -124,26 +130,42 @@ class DiversityExplorer(ipywidgets.VBox):
     def _change(self) -> None:
         """Measure anew in the background; a newer wish replaces one that still waits."""
         self._turn += 1
-        self.error = ""
+        self.settled = False
         self.says.value = words(f"Measuring in the features of {self.features_choice.value}, then t-SNE ...")
         args = (self._turn, self.features_choice.value, self.perplexity_slider.value)
         self._thread = threading.Thread(target=self._work, args=args, name="delt diversity", daemon=True)
         self._thread.start()
 
     def _work(self, turn: int, features: str, perplexity: float) -> None:
+        atexit.register(self._leave)  # a thread that is inside torch when Python ends would abort the process
         with self._busy:
-            if turn != self._turn:
-                return
-            try:
-                self._measure(features)
-                self._embed(perplexity)
-            except DeltError as error:
-                self.error = str(error)
-                self.says.value = words(self.error, "delt-failed")
-                return
             if turn == self._turn:
-                self.says.value = words("Point at a dot to see its image; click or draw around dots to list them.")
-                self._draw()
+                error = self._outcome(features, perplexity)
+                if turn == self._turn:  # else a newer wish is on its way and will have its own
+                    self._settle(error)
+        atexit.unregister(self._leave)
+
+    def _outcome(self, features: str, perplexity: float) -> str:
+        """Measure; why it could not be done, or ""."""
+        try:
+            self._measure(features)
+            self._embed(perplexity)
+        except DeltError as error:
+            return str(error)
+        except Exception:  # a bug must reach the user: nobody reads a thread's stderr in a notebook
+            return traceback.format_exc()
+        return ""
+
+    def _settle(self, error: str) -> None:
+        self.error, self.settled = error, True
+        self.says.value = words(
+            error or "Point at a dot to see its image; click or draw around dots to list them.", "delt-failed" if error else ""
+        )
+        self._draw()
+
+    def _leave(self) -> None:
+        self._turn += 1
+        self.join(10)
 
     def _measure(self, features: str) -> None:
         """Vectors of all images, and the numbers that follow from them."""
@@ -165,12 +187,12 @@ class DiversityExplorer(ipywidgets.VBox):
         self._known = (self._known[0], perplexity)
 
     def _draw(self) -> None:
-        """Bring the page that is open up to date."""
-        if not self.places:
+        """Bring the page that is open up to date; while it is being measured, that is done at the end."""
+        if not self.settled or self.error:
             return
         name = PICTURES[self.tabs.selected_index or 0]
         if name != "embedding":
-            self.images[name].value = plots.png(self.figure(name))
+            self.images[name].value = plots.png(self._figure(name))
             return
         state, picture = scatter_state(self.real, self.places[self.real.name], self.shown, self.places[self.shown.name])
         with self.view.hold_sync():
@@ -222,6 +244,9 @@ class DiversityExplorer(ipywidgets.VBox):
         if what not in PICTURES:
             raise unknown("figure", what, PICTURES)
         self._ready()
+        return self._figure(what)
+
+    def _figure(self, what: str) -> Figure:
         features = self._features_in_words()
         if what == "classes":
             return plots.class_similarity(self.sets, features)
@@ -239,7 +264,7 @@ class DiversityExplorer(ipywidgets.VBox):
         self._ready()
         styles = set_styles(row.name for row in self.rows)
         facts = [(styles[row.name].label, _in_words(row)) for row in self.rows]
-        title = f"{styles[self.shown.name].label} on {self.teacher.card.dataset}, among real images"
+        title = f"{styles[self.shown.name].label} on {data_name(self.teacher.card.dataset)}, among real images"
         view = View(kind="scatter", state=self.view.state, sheets=self.view.sheets)
         about = f"t-SNE of {self._features_in_words()}, perplexity {self._known[1]:g}. {'; '.join(notes(self.real))}."
         return save_html(path, title, about, [view], facts)
@@ -247,8 +272,8 @@ class DiversityExplorer(ipywidgets.VBox):
     def _ready(self) -> None:
         """Wait for the measurement, and say why where there is none."""
         self.join()
-        if self.error or not self.places:
-            raise DeltError(self.error or "nothing was measured; the kernel's log says why")
+        if self.error or not self.settled:
+            raise DeltError(self.error or "it is still being measured; wait for it with join()")
 
     def _features_in_words(self) -> str:
         name = self._known[0]
@@ -264,12 +289,19 @@ def _choice(name: str, options: Any, value: Any) -> ipywidgets.Dropdown:
 # ------------------------------------------------------------------------------------------ sets of runs
 
 
-def _opened(runs: Sequence[AnyRun]) -> list[Run | LiveRun]:
+def _opened(runs: AnyRun | Sequence[AnyRun]) -> list[Run | LiveRun]:
     """Runs of runs, folders and patterns, in their order."""
     found: list[Run | LiveRun] = []
-    for run in runs:
-        found += [run] if isinstance(run, (Run, LiveRun)) else load_all([run]).values()
+    for run in [runs] if isinstance(runs, (Run, LiveRun, Path, str)) or not isinstance(runs, Sequence) else runs:
+        found += load_all([run]).values() if isinstance(run, (Path, str)) else [opened(run)]
     return found
+
+
+def _checked(perplexity: float, per_class: int) -> None:
+    if not isinstance(perplexity, (int, float)) or not perplexity >= 1:
+        raise ConfigError(f"perplexity is {perplexity!r}; allowed are numbers from 1 (more than there are images counts as all of them)")
+    if not isinstance(per_class, int) or per_class < FEWEST:
+        raise ConfigError(f"per_class is {per_class!r}; allowed is a whole number from {FEWEST}: a neighbourhood has {FEWEST} images")
 
 
 def gather(runs: Sequence[Run | LiveRun], per_class: int = PER_CLASS) -> tuple[Teacher, list[FeatureSet], FeatureSet]:

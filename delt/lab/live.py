@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 import traceback
@@ -34,14 +35,22 @@ class LiveRun:
         config: see `delt.methods.configure`; the work is done in this process, whatever `workers` says.
         out: run folder.
         heard: called in the background thread whenever something changed, a few times per second.
-        speed: as measured; lets the time left know that rounds with few images are slow for each of them.
+        speed: asked in the background thread before it begins, where a measurement may be waited for; lets the time left
+            know that rounds with few images are slow for each of them.
 
     `status` is one of ready, running, paused, stopping, stopped, done, failed.
     """
 
-    def __init__(self, config: RunConfig, out: Path | str, heard: Callable[[], None] = lambda: None, speed: Speed | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path | str,
+        heard: Callable[[], None] = lambda: None,
+        speed: Callable[[], Speed | None] = lambda: None,
+    ) -> None:
         self.config, self.out, self.heard = replace(config, runtime=replace(config.runtime, workers=1)), Path(out), heard
-        self.speed, self.schedule = speed, schedule_of(config)
+        self.schedule, self._measured = schedule_of(config), speed
+        self.speed: Speed | None = None
         self.status, self.stage, self.error = "ready", "", ""
         self.frame: Frame | None = None
         self.losses: list[tuple[int, list[float | None]]] = []
@@ -51,6 +60,7 @@ class LiveRun:
         self.synthetic: SyntheticSet | None = None
         """The images: finished, or as they were when it was stopped."""
         self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()  # one change of `status` at a time
         self._go, self._halt = threading.Event(), threading.Event()
         self._beats: deque[tuple[float, int]] = deque()
         self._began, self._seconds = 0.0, 0.0
@@ -59,33 +69,37 @@ class LiveRun:
 
     def start(self) -> LiveRun:
         """Begin, or go on after a stop; a run that is under way goes on as it is."""
-        if not self.active:
-            self._go.set()
-            self._halt.clear()
-            self.status, self.error, self._began = "running", "", time.monotonic()
-            self._thread = threading.Thread(target=self._work, name="delt synthesis", daemon=True)
-            self._thread.start()
+        with self._turn:
+            if not self.active:
+                self._go.set()
+                self._halt.clear()
+                self.status, self.stage, self.error, self._began = "running", "", "", time.monotonic()
+                self._thread = threading.Thread(target=self._work, name="delt synthesis", daemon=True)
+                self._thread.start()
         return self
 
     def pause(self) -> None:
         """Wait after the current step."""
-        if self.status == "running":
-            self._go.clear()
-            self.status = "paused"
+        with self._turn:
+            if self.status == "running":
+                self._go.clear()
+                self.status = "paused"
 
     def resume(self) -> None:
         """Go on after a pause."""
-        if self.status == "paused":
-            self._beats.clear()
-            self.status = "running"
-            self._go.set()
+        with self._turn:
+            if self.status == "paused":
+                self._beats.clear()
+                self.status = "running"
+                self._go.set()
 
     def stop(self) -> None:
         """End after the current step; the images stay as they are then, and `start` goes on from there."""
-        if self.active:
-            self.status = "stopping"
-            self._halt.set()
-            self._go.set()
+        with self._turn:
+            if self.active:
+                self.status = "stopping"
+                self._halt.set()
+                self._go.set()
 
     def join(self, timeout: float | None = None) -> LiveRun:
         """Wait for the end, in an executed notebook or a test."""
@@ -108,18 +122,34 @@ class LiveRun:
     # ------------------------------------------------------------------------------------------ the work
 
     def _work(self) -> None:
+        atexit.register(self._leave)
+        status = self._outcome()
+        atexit.unregister(self._leave)
+        self._seconds = time.monotonic() - self._began
+        with self._turn:
+            self.status = status
+        self.heard()
+
+    def _outcome(self) -> str:
+        """Do the work; how it ended."""
         try:
+            self.speed = self._measured()
             self.run = run(self.config, self.out, until="recover", listener=self._hear, watch=True)
-            self.synthetic, self.status = self.run.synthetic, "done"
+            self.synthetic = self.run.synthetic
+            return "done"
         except Stopped as stop:
             self.synthetic = stop.partial if isinstance(stop.partial, SyntheticSet) else None
-            self.status = "stopped"
+            return "stopped"
         except DeltError as error:
-            self.status, self.error = "failed", str(error)
+            self.error = str(error)
         except Exception:  # a bug must reach the user: nobody reads a thread's stderr in a notebook
-            self.status, self.error = "failed", traceback.format_exc()
-        self._seconds = time.monotonic() - self._began
-        self.heard()
+            self.error = traceback.format_exc()
+        return "failed"
+
+    def _leave(self) -> None:
+        """Python ends: stop first, since a thread that is inside torch then would abort the process."""
+        self.stop()
+        self.join(10)
 
     def _hear(self, event: dict[str, Any]) -> None:
         """Take note of an event between two steps; wait while paused, raise where it should end."""
@@ -162,11 +192,15 @@ class LiveRun:
         if self.status == "done":
             return f"done in {self._seconds:,.1f} s, {self.schedule.saved:.0%} of the work saved"
         if self.status == "stopped":
-            return f"stopped {self._at()}; press Run to go on" if self.synthetic else f"stopped while {DOING[self.stage]}"
+            return f"stopped {self._at()}; press Run to go on" if self.synthetic else f"stopped while {self._stage_in_words}"
         if self.status == "ready":
             return "not started"
         doing = self._doing()
         return doing if self.status == "running" else f"{self.status}: {doing}"
+
+    @property
+    def _stage_in_words(self) -> str:
+        return DOING.get(self.stage, "opening the data")
 
     def _at(self) -> str:
         """How far a stopped synthesis got."""
@@ -174,7 +208,7 @@ class LiveRun:
         return f"at iteration {made:,} of {self.schedule.iterations:,}"
 
     def _doing(self) -> str:
-        parts = [self._round() if self.stage == "recover" and self.frame else DOING.get(self.stage, "opening the data")]
+        parts = [self._round() if self.stage == "recover" and self.frame else self._stage_in_words]
         if self.status == "running" and (rate := self.rate):
             parts += [f"{rate:,.0f} {self.unit}/s", f"{duration(self._left(rate))} left"]
         return ", ".join(parts)

@@ -33,7 +33,13 @@ class RunPanel(ipywidgets.VBox):
         heard: called after each refresh, in the run's thread.
     """
 
-    def __init__(self, config: RunConfig, out: Path | str, heard: Callable[[], None] = lambda: None, speed: Speed | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path | str,
+        heard: Callable[[], None] = lambda: None,
+        speed: Callable[[], Speed | None] = lambda: None,
+    ) -> None:
         self.live, self.heard, self.dials = LiveRun(config, out, self._hear, speed), heard, Dials.of(config)
         self.heading = ipywidgets.HTML(f"<b>{html.escape(self.dials.title)}</b>")
         self.words = ipywidgets.HTML(words(self.live.words))
@@ -78,11 +84,10 @@ class RunPanel(ipywidgets.VBox):
             self.losses.state = losses_state(live.losses, live.schedule.iterations, live.schedule.sub_batches)
 
     def _read(self) -> list[tuple[int, list[float | None]]]:
-        """The live readings; of a run that stood already, those that were recorded."""
-        if self.live.losses or self.live.snapshots is None:
-            return self.live.losses
-        readings = self.live.snapshots.readings
-        return [(line["iteration"], line["cross_entropy"]) for line in readings if line["group"] == readings[0]["group"]]
+        """The live readings, or those that were recorded where they are more: the run was quick, or stood already."""
+        readings = self.live.snapshots.readings if self.live.snapshots else []
+        kept = [(line["iteration"], line["cross_entropy"]) for line in readings if line["group"] == readings[0]["group"]]
+        return kept if len(kept) > len(self.live.losses) else self.live.losses
 
     @staticmethod
     def _allow(button: ipywidgets.Button, allowed: bool, does: str, why_not: str) -> None:

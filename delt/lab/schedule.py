@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import html
 import threading
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from matplotlib.figure import Figure
 from delt import plots
 from delt.analysis.speed import Speed, duration, groups_of, measure
 from delt.config import RunConfig
-from delt.data.specs import OWN_FOLDER, spec_of
+from delt.data.load import shape_of
+from delt.data.specs import spec_of
 from delt.errors import ConfigError, DeltError
 from delt.lab.dials import SHORT, Dials
 from delt.lab.page import save_html
 from delt.lab.panel import ROW, RunPanel, words
 from delt.lab.state import schedule_state
+from delt.lab.trajectory import data_name
 from delt.lab.view import View
 from delt.methods import changed, configure
 from delt.runtime import resolve
@@ -58,11 +61,14 @@ class ScheduleExplorer(ipywidgets.VBox):
             raise ConfigError("iterations is 0, so there is no schedule to explore; give at least 1")
         self.out, self.dials, self.note = Path(out), Dials.of(self.base), ""
         self.speed: Speed | None = None
+        self.classes, self.counted = spec_of(self.base.dataset).count or 10, spec_of(self.base.dataset).count is not None
+        """Classes of the data set, and whether that is known: of an own folder ten are assumed until it has been read."""
         self.panels: list[RunPanel] = []
-        self._quiet = False
+        self._quiet, self._turn = False, threading.RLock()  # the picture is of the dials, whichever thread brings it up to date
         self._build()
         self._show()
         self._measuring = threading.Thread(target=self._measure, name="delt speed", daemon=True)
+        atexit.register(self._measuring.join, 10)  # a thread that is inside torch when Python ends would abort the process
         self._measuring.start()
 
     # ------------------------------------------------------------------------------------------ the widget
@@ -101,8 +107,11 @@ class ScheduleExplorer(ipywidgets.VBox):
         """Set one dial (iterations, round_iterations, sub_batches or ipc); others follow where they must, and `note` says why."""
         if name not in SHORT:
             raise ConfigError(f"no dial {name!r}; there are {', '.join(SHORT)}")
-        self.dials, self.note = self.dials.turned(name, value)
-        self._show()
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; allowed is a whole number from 1")
+        with self._turn:
+            self.dials, self.note = self.dials.turned(name, value)
+            self._show()
 
     def _show(self) -> None:
         """Bring every trait up to date with the dials."""
@@ -134,11 +143,6 @@ class ScheduleExplorer(ipywidgets.VBox):
         return changed(self.base, {name: getattr(self.dials, name) for name in SHORT})
 
     @property
-    def classes(self) -> int:
-        """Classes of the data set; ten where it has to be opened to know."""
-        return spec_of(self.base.dataset).count or 10
-
-    @property
     def seconds(self) -> float | None:
         """Predicted seconds of the synthesis on this machine; None while the speed is being measured."""
         if self.speed is None:
@@ -150,7 +154,7 @@ class ScheduleExplorer(ipywidgets.VBox):
         schedule, seconds = self.dials.schedule, self.seconds
         return [
             ("image-iterations per class", f"{schedule.image_iterations:,}"),
-            (f"in all ({self.classes:,} classes)", f"{schedule.image_iterations * self.classes:,}"),
+            (f"in all ({self.classes:,} classes{'' if self.counted else ' assumed'})", f"{schedule.image_iterations * self.classes:,}"),
             ("saved by EarlyLate", f"{schedule.saved:.1%}"),
             ("synthesis on this device", "measuring ..." if seconds is None else f"about {duration(seconds)}"),
         ]
@@ -168,10 +172,18 @@ class ScheduleExplorer(ipywidgets.VBox):
     def _measure(self) -> None:
         """A short measurement, so that the prediction is no guess."""
         try:
+            self.classes, self.counted = shape_of(self.base.dataset, self.base.data)[0], True
             self.speed = measure(self.base)
         except DeltError as error:  # the data or the device are not there: said where the run is started, too
             self.says.value = words(str(error), "delt-failed")
-        self.numbers.value = self._table()
+        with self._turn:
+            self.numbers.value = self._table()
+        atexit.unregister(self._measuring.join)
+
+    def _measured(self) -> Speed | None:
+        """The speed, once it is known: a run that began before would be slow, and measured as if all were."""
+        self._measuring.join()
+        return self.speed
 
     # ------------------------------------------------------------------------------------------ a run
 
@@ -180,7 +192,7 @@ class ScheduleExplorer(ipywidgets.VBox):
         if self.running:
             return self.panels[-1]
         found = [panel for panel in self.panels if panel.dials == self.dials]
-        panel = found[0] if found else RunPanel(self.config, self.out / self._folder, self._follow, self.speed)
+        panel = found[0] if found else RunPanel(self.config, self.out / self._folder, self._follow, self._measured)
         self.panels = [*(other for other in self.panels if other is not panel), panel][-2:]
         self.runs.children = tuple(self.panels)
         panel.live.start()
@@ -190,8 +202,7 @@ class ScheduleExplorer(ipywidgets.VBox):
 
     @property
     def _folder(self) -> str:
-        name = self.base.dataset.removeprefix(OWN_FOLDER).rstrip("/").split("/")[-1]
-        return f"{name}-{self.base.method}-{self.dials.slug}"
+        return f"{data_name(self.base.dataset)}-{self.base.method}-{self.base.preset}-{self.dials.slug}"
 
     @property
     def running(self) -> bool:
@@ -201,10 +212,11 @@ class ScheduleExplorer(ipywidgets.VBox):
     def _follow(self) -> None:
         """Mark in the picture where the newest run is, as long as the dials are its own."""
         live = self.panels[-1].live
-        if live.frame is not None and live.schedule == self.dials.schedule:
-            now = live.frame.iteration if live.active else None
-            self.view.state = schedule_state(self.dials.schedule, self.base.recover, now)
-        self._allow_run()
+        with self._turn:
+            if live.frame is not None and live.schedule == self.dials.schedule:
+                now = live.frame.iteration if live.active else None
+                self.view.state = schedule_state(self.dials.schedule, self.base.recover, now)
+            self._allow_run()
 
     def _allow_run(self) -> None:
         self.run_button.disabled = self.running

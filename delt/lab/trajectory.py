@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from delt import plots
 from delt.analysis.table import schedule_of
 from delt.artifacts.snapshots import Snapshots
-from delt.errors import DataError
+from delt.data.specs import OWN_FOLDER
+from delt.errors import DataError, RunError
 from delt.lab.live import LiveRun
 from delt.lab.page import save_html
 from delt.lab.state import Trajectory
 from delt.lab.view import View
-from delt.results import Run
+from delt.results import Run, load
 from delt.schedule import Schedule
 
 
@@ -27,14 +28,16 @@ class TrajectoryExplorer(ipywidgets.VBox):
     >>> TrajectoryExplorer(delt.load("runs/a"))
 
     Args:
-        run: a finished run, or a live one that ended or was stopped.
+        run: a finished run or its folder, or a live one that ended or was stopped.
 
     Raises:
+        RunError: a folder without a run.
         DataError: nothing was recorded.
     """
 
-    def __init__(self, run: Run | LiveRun) -> None:
-        self.title = f"{run.config.method} on {run.config.dataset}, {run.config.ipc} images per class"
+    def __init__(self, run: Run | LiveRun | Path | str) -> None:
+        run = opened(run)
+        self.title = f"{run.config.method} on {data_name(run.config.dataset)}, {run.config.ipc} images per class"
         self.trajectory = trajectory_of(run)
         self.view = follow(View(kind="frames"), self.trajectory)
         super().__init__([self.view])
@@ -64,18 +67,45 @@ class TrajectoryExplorer(ipywidgets.VBox):
         self.view.at = at
 
     def figure(self, steps: int = 6) -> Figure:
-        """The shown class as a static figure."""
+        """The shown class as a static figure, with this many columns, the start and the end among them.
+
+        Raises:
+            DataError: `steps` is no whole number from 2.
+        """
+        if not isinstance(steps, int) or steps < 2:
+            raise DataError(f"steps is {steps!r}; allowed is a whole number from 2")
         return plots.trajectory(self.trajectory.snapshots, self.label, steps, self.trajectory.classes[self.label])
 
     def save_html(self, path: Path | str) -> Path:
         """Write a page that works offline, with all recorded classes."""
         shown = {label: self.trajectory.show(label) for label in self.trajectory.labels}
-        state: dict[str, Any] = self.view.state
+        state: dict[str, Any] = {
+            **self.view.state,
+            "of_label": {label: {"rows": own["rows"], "iterations": own["iterations"]} for label, (own, _) in shown.items()},
+        }
         view = View(kind="frames", state=state, sheets={label: sheet for label, (_, sheet) in shown.items()})
         view.set_trait("label", self.view.label)
         view.set_trait("at", self.view.at)
         about = "Images while they are optimised, from the real patch they start from to the end. Rows are sub-batches: early ones above."
         return save_html(path, self.title, about, [view])
+
+
+def opened(run: Run | LiveRun | Path | str) -> Run | LiveRun:
+    """A run as it is, or that of a folder.
+
+    Raises:
+        RunError: there is none, or this is none.
+    """
+    if isinstance(run, (Run, LiveRun)):
+        return run
+    if not isinstance(run, (Path, str)):
+        raise RunError(f"run is {run!r}; allowed are what delt.load or delt.run return, a live run, or a run folder")
+    return load(run)
+
+
+def data_name(dataset: str) -> str:
+    """What a data set is called on a page that may be passed on: of an own folder its name alone."""
+    return dataset.removeprefix(OWN_FOLDER).rstrip("/").split("/")[-1]
 
 
 def trajectory_of(run: Run | LiveRun) -> Trajectory:

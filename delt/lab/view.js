@@ -217,7 +217,7 @@ function frames(root, model) {
   let image = null, of = "", turn = 0;
 
   const draw = () => {
-    const state = model.get("state");
+    const given = model.get("state"), state = { ...given, ...(given.of_label || {})[of] };  // a page holds several classes
     if (!image || !state.rows) return;
     controls.style.display = state.scrub ? "" : "none";
     parts.show(state);
@@ -443,7 +443,7 @@ function drawScatter(root, canvas, state, picked, lasso) {
     mark(context, ...places[k], real ? 2.5 : 5.5, state.shape[k]);
     context.fill();
     context.globalAlpha = 1;
-    context.lineWidth = picked.has(k) ? 2.5 : 0.8;
+    context.lineWidth = picked.has(k) ? (real ? 1.2 : 2.5) : 0.8;
     context.strokeStyle = style.getPropertyValue(picked.has(k) ? "--ink" : "--ground");
     if (!real || picked.has(k)) context.stroke();
   }

@@ -17,7 +17,7 @@ from delt.analysis.compare import FULL, Entry, usual
 from delt.analysis.sweep import KINDS
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
-from delt.plots.style import GREY, WIDTH, SetStyle, fill, note, picture, set_styles, shown_labels, spread, styled
+from delt.plots.style import GREY, WIDTH, SetStyle, elided, fill, note, picture, set_styles, shown_labels, spread, styled
 
 MARKERS = "osD^vP*X"  # runs of one set in turn, whose colour is the same
 KEY, WORD = 24, 12  # letters of a name in the key, of which three stand in a line, and of the set in it
@@ -70,8 +70,8 @@ def _looks(entries: Sequence[Entry]) -> dict[str, tuple[SetStyle, str]]:
     looks: dict[str, tuple[SetStyle, str]] = {}
     for entry in entries:
         size = f", ipc {entry.ipc}" if several else ""
-        what = f": {_elided(entry.set, WORD)}{size}"
-        name = _elided(entry.run, KEY - len(what)) + what
+        what = f": {elided(entry.set, WORD)}{size}"
+        name = elided(entry.run, KEY - len(what)) + what
         if entry.run == entry.set or not entry.own:  # a control stands for itself, unless two runs have different ones
             short = next((words for words in (styles[entry.set].label + size, entry.set + size) if len(words) <= KEY), name)
             name = short if short not in looks else name
@@ -92,12 +92,6 @@ def _show_markers(figure: Figure, markers: Sequence[str]) -> None:
     for handle, marker in zip(handles, markers, strict=True):
         if isinstance(handle, Line2D):
             handle.set(marker=marker, linestyle="none")
-
-
-def _elided(name: str, most: int) -> str:
-    """A name with its middle left out where it is too long: runs often differ at the end."""
-    head = (max(most, 5) - 1) // 2
-    return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - max(most, 5) :]}"
 
 
 def _about(entries: Sequence[Entry], known: Sequence[Entry], full: Entry | None, labels: str) -> str:
@@ -161,7 +155,7 @@ def side_by_side(sets: Mapping[str, SyntheticSet], classes: Sequence[int] | None
         ax.remove()
     for turn, (ax, (name, block)) in enumerate(zip(grid.flat, rows.items(), strict=False)):
         _sheet(ax, block, columns)
-        ax.set_title(_elided(name, int(columns * side / 0.075)))
+        ax.set_title(elided(name, int(columns * side / 0.075)))
         ax.set_yticks(np.arange(len(labels)) + 0.5, [names[label] if turn % abreast == 0 else "" for label in labels])
     return figure
 

@@ -20,6 +20,7 @@ from delt.plots.style import (
     SetStyle,
     class_colours,
     dash,
+    elided,
     fill,
     many,
     note,
@@ -29,8 +30,9 @@ from delt.plots.style import (
     styled,
 )
 
-NAMED = 20  # classes whose names fit under bars
+NAMED = 14  # classes whose names fit under bars
 COLOURED = 10  # classes that have a colour of their own
+LETTER = 0.075  # inches of a title
 LEVEL = 30  # letters of all names that fit side by side
 ANNOTATED = 6  # images of a class whose pairs have room for a number each
 # Of sub-batches, early ones first; the same as the explorer's.
@@ -77,7 +79,8 @@ def _sorted_bars(ax: Axes, found: FeatureSet, style: SetStyle) -> None:
     values = [value for _, value in ranked]
     ax.bar(range(len(values)), values, color=style.colour, alpha=0.75, width=0.8 if len(values) <= NAMED else 1.0)
     mean = found.cosine
-    ax.set_title(style.label if mean is None else f"{style.label}: mean {mean:.3f}")
+    label = elided(style.label, 28)
+    ax.set_title(label if mean is None else f"{label}: mean {mean:.3f}")
     if mean is None:
         note(ax, "no class has two images")
     else:
@@ -125,7 +128,7 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
         bare = {"square": True, "cbar": False, "xticklabels": False, "yticklabels": False}
         seaborn.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap="cividis", annot=numbers, fmt="", annot_kws={"fontsize": 7}, **bare)
         mean = known_mean(matrix)
-        ax.set_title(styles[found.name].label + ("" if mean is None else f"\nmean {mean:.3f}"))
+        ax.set_title(elided(styles[found.name].label, int(side / LETTER)) + ("" if mean is None else f"\nmean {mean:.3f}"))
         _mark_sub_batches(ax, part)
     for ax in panels.flat[len(sets) :]:
         ax.remove()

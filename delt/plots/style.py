@@ -49,6 +49,7 @@ STYLE = {
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,  # class names may hold dollars
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -216,3 +217,9 @@ def shown_labels(classes: Sequence[int] | None, count: int) -> list[int]:
     if not labels or not all(0 <= label < count for label in labels):
         raise DataError(f"classes are {labels}; allowed are labels from 0 to {count - 1}")
     return labels
+
+
+def elided(name: str, most: int) -> str:
+    """A name with its middle left out where it is too long: runs often differ at the end."""
+    head = (max(most, 5) - 1) // 2
+    return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - max(most, 5) :]}"
