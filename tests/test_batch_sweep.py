@@ -210,7 +210,7 @@ def test_a_standing_point_of_other_settings_is_refused_before_anything_starts(he
     ("points", "jobs", "message"),
     [
         ([{"ipc": 2}, {"sub_batchs": 2}], 1, "unknown setting 'sub_batchs': did you mean 'sub_batches'"),
-        ([{"ipc": 2}, {"ipc": 3, "dataset": "digts"}], 1, "point"),
+        ([{"ipc": 2}, {"ipc": 3, "method": "dlt"}], 1, "point ipc=3,method=dlt: unknown method 'dlt'"),
         ([{"ipc": 2}, {"ipc": 3, "evaluate_students": ["convnet33"]}], 1, "point ipc=3,.*convnet33"),
         ([{"ipc": 2}], 0, "jobs is 0; at least 1 is needed"),
     ],
@@ -218,6 +218,22 @@ def test_a_standing_point_of_other_settings_is_refused_before_anything_starts(he
 def test_refused_before_anything_starts(points, jobs, message, here, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run_sweep(write(tmp_path, points), tmp_path / "out", jobs)
+    assert not here and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"dataset": "folder:nowhere"}, "point .*nowhere is not a folder"),
+        ({"dataset": "tiny-imagenet", "data_root": "nowhere"}, "point .*tiny-imagenet is not in .*nowhere: looked for"),
+        ({"dataset": "cifar10", "data_root": "nowhere", "data_download": False}, "point .*cifar10 is not in .*nowhere: give --data-root"),
+    ],
+)
+def test_data_that_are_not_there_are_noticed_before_anything_starts(own, message, here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DeltError, match=message):
+        (tmp_path / "a.yaml").write_text(json.dumps({"points": [{"preset": "smoke"}, {"preset": "smoke", **own}]}))
+        run_sweep(tmp_path / "a.yaml", tmp_path / "out")
     assert not here and not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from delt.config import DataConfig
 from delt.data import load
 from delt.data.images import TensorImages
-from delt.data.load import class_counts, data_root, held_out, open_set, require_images, resized
+from delt.data.load import class_counts, data_root, held_out, open_set, require_files, require_images, resized, shape_of
 from delt.data.specs import spec_of
 from delt.data.stream import StreamImages
 from delt.errors import ConfigError, DataError
@@ -287,3 +287,29 @@ def test_too_few_images_are_named(digits, tmp_path):
         require_images(digits, 131)
     with pytest.raises(DataError, match=r"10 of 10 .*: '0' \(134\), '1' \(136\), '2' \(133\), '3' \(137\), '4' \(136\) and 5 more;"):
         require_images(digits, 200)
+
+
+# ---------------------------------------------------------------- without opening it
+
+
+def test_the_shape_of_a_set_is_known_or_looked_for(tmp_path):
+    assert shape_of("digits", DataConfig()) == (10, 1, 8) and shape_of("cifar10", DataConfig(size=16)) == (10, 3, 16)
+    folder(tmp_path, {"cat": 3, "dog": 4}, "train", size=(20, 20))
+    folder(tmp_path, {"cat": 1, "dog": 1}, "val", size=(20, 20))
+    name = f"folder:{tmp_path}"
+    real = open_set(name, DataConfig(), CPU)
+    assert shape_of(name, DataConfig()) == (len(real.info.classes), real.info.channels, real.info.size)
+    assert shape_of(name, DataConfig(size=8))[2] == 8
+    with pytest.raises(DataError, match="is not a folder"):
+        shape_of(f"folder:{tmp_path / 'nowhere'}", DataConfig())
+
+
+def test_missing_files_are_noticed_without_reading_any(tmp_path, monkeypatch):
+    require_files("digits", DataConfig())
+    require_files("cifar10", DataConfig(root=str(tmp_path), download=True))
+    with pytest.raises(DataError, match=r"cifar10 is not in .*: give --data-root FOLDER that holds cifar-10-batches-py/, or allow"):
+        require_files("cifar10", DataConfig(root=str(tmp_path), download=False))
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    require_files("cifar10", DataConfig(root=str(tmp_path), download=False))
+    with pytest.raises(DataError, match="tiny-imagenet is not in"):
+        require_files("tiny-imagenet", DataConfig(root=str(tmp_path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
+from test_plots_similarity import toy
 
+from delt import plots
 from delt.errors import DataError
 from delt.plots import style
 
@@ -85,3 +88,16 @@ def test_a_notebook_shows_a_figure_by_itself() -> None:
     with Image.open(io.BytesIO(data)) as image:
         assert (image.width, size["width"]) == (1400, 700)
         assert abs(image.height - 2 * size["height"]) <= 1
+
+
+def test_dollars_are_text() -> None:
+    """A class may be called anything; mathematics would not even parse."""
+    names = ("$\\frac{x$", "a$b$c", "x_y")
+    figure = plots.class_similarity([replace(toy(), classes=names)])
+    assert style.png(figure).startswith(b"\x89PNG")
+    assert {tick.get_text() for tick in figure.axes[0].get_xticklabels()} == set(names)
+
+
+def test_long_names_lose_their_middle() -> None:
+    assert style.elided("short", 10) == "short" and style.elided("runs/earlylate-500", 11) == "runs/…e-500"
+    assert all(len(style.elided("x" * 40, most)) <= most for most in range(5, 30))

@@ -11,7 +11,7 @@ import pytest
 import delt
 from delt.analysis.compare import table
 from delt.batch import execute
-from delt.errors import DataError, IntegrityError, RunError
+from delt.errors import ConfigError, DataError, IntegrityError, RunError
 from delt.results import compare, load_all, synthetic_sets
 
 
@@ -112,3 +112,10 @@ def test_the_notebook_compares_run_folders(smoke_run, tmp_path):
     outputs = [output for cell in json.loads(done.read_text())["cells"] for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert any("one_sub_batch" not in text and "start" in text for output in outputs if (text := "".join(output.get("text", ""))))
+
+
+def test_what_cannot_be_compared_is_refused(smoke_run):
+    with pytest.raises(ConfigError, match="nope.*random"):
+        compare({"a": smoke_run}, ["nope"])
+    with pytest.raises(RunError, match="folders are 5; allowed is a list"):
+        load_all(5)
