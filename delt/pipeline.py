@@ -419,8 +419,10 @@ class Stopwatch:
         if time.monotonic() - self.written > self.every:
             self.note()
         called = time.monotonic()
-        self.emit(event)
-        self.begun += time.monotonic() - called
+        try:
+            self.emit(event)
+        finally:
+            self.begun += time.monotonic() - called
 
     def note(self) -> None:
         """Write the seconds down; where that fails, the stage's own files will, too, and say so."""

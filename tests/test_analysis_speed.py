@@ -58,7 +58,7 @@ def test_nothing_costs_nothing() -> None:
 def test_the_prediction_is_near_the_truth() -> None:
     config = delt.configure("digits", preset="demo", ipc=5, iterations=150)
     speed = measure(config)
-    assert speed.images == (5, 25, 100) and all(a < b for a, b in zip(speed.seconds, speed.seconds[1:], strict=False))
+    assert speed.images == (5, 25, 100) and speed.seconds[0] < speed.seconds[-1]
     predicted = speed.synthesis(groups_of(config, 10))
     teacher = measure.__globals__["_stand_in"](config)
     patches = delt.rank(teacher, delt.open_set("digits", config.data, torch.device("cpu")), config.rank, config.ipc)
