@@ -149,6 +149,44 @@ def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int |
         sys.exit(1)
 
 
+def _study_settings() -> type:
+    """The flags of `delt compare`: those of a run, with several methods and sizes."""
+    flags: list[Any] = [
+        _flag("dataset", str | None, "Data set (`delt datasets` lists them) or folder:PATH.", "DATASET", positional=True),
+        _flag("methods", str | None, "Methods (`delt methods` lists them); random is always there.", "NAME,NAME"),
+        _flag("ipc", str | None, "Images per class, one or several numbers.", "INT,INT", "(default: the preset's)"),
+        _flag("out", Path | None, "Folder that receives a run folder per method and size.", "FOLDER", "(default: runs/DATASET-compare)"),
+    ]
+    for entry in flat_fields():
+        if entry.name not in ("dataset", "method", "ipc"):
+            help = f"{entry.help[0].upper()}{entry.help[1:]}."
+            flags.append(_flag(entry.name, _type_of(entry), help, _metavar_of(entry), _default_of(entry)))
+    return make_dataclass("StudySettings", flags, frozen=True)
+
+
+StudySettings: Any = _study_settings()
+
+
+def compare(settings: Any) -> None:
+    """Run several methods on one data set under one protocol, and put them into one table beside random real images."""
+    from delt.study import study
+
+    given = {item.name: value for item in dataclasses.fields(settings) if (value := getattr(settings, item.name)) is not None}
+    dataset, methods = given.pop("dataset", None), given.pop("methods", None)
+    if dataset is None or methods is None:
+        raise ConfigError("give a data set and --methods NAME,NAME (`delt datasets` and `delt methods` list them)")
+    sizes = given.pop("ipc", "")
+    if not all(part.isdecimal() for part in sizes.split(",") if sizes):
+        raise ConfigError(f"ipc is {sizes!r}; allowed are whole numbers with commas, such as 3,10")
+    ipcs = [int(part) for part in sizes.split(",")] if sizes else [None]
+    out = given.pop("out", Path("runs") / f"{dataset.removeprefix('folder:').rstrip('/').split('/')[-1]}-compare")
+    found = study(dataset, [name.strip() for name in methods.split(",")], out, ipcs, **given)
+    print(f"\n{found.table()}\n\ntable     {out / 'table.txt'}\npicture   {out / 'comparison.png'}")
+
+
+compare.__annotations__ = {"settings": StudySettings, "return": None}
+
+
 def show(folder: tyro.conf.Positional[Path]) -> None:
     """Print what a run folder holds: its settings, its table and its files.
 
@@ -186,6 +224,14 @@ def datasets() -> None:
     print(f"{'folder:PATH':<14} your own images: PATH/train/CLASS/* and PATH/val/CLASS/*, or PATH/CLASS/* split from a fixed seed")
 
 
+def methods() -> None:
+    """List the methods."""
+    from delt.methods import METHODS
+
+    for name, method in METHODS.items():
+        print(f"{name:<12} {method.title}")
+
+
 def models() -> None:
     """List the architectures; those marked with + have BatchNorm layers and can be teachers."""
     from delt.models.zoo import architectures, teachers
@@ -199,9 +245,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     **{name: _stage(name) for name in STAGES},
     "experiment": experiment,
     "sweep": sweep,
+    "compare": compare,
     "show": show,
     "verify": verify,
     "datasets": datasets,
+    "methods": methods,
     "models": models,
 }
 

@@ -118,8 +118,8 @@ class RankConfig(Section):
 
     keep: str = option(
         "medium",
-        "which patches start the images: medium goes outward from the median score",
-        choices=("medium", "easy", "hard", "random", "noise"),
+        "which patches start the images: medium goes outward from the median score, herding and kmeans by the teacher's features",
+        choices=("medium", "easy", "hard", "random", "noise", "herding", "kmeans"),
     )
     images: int = option(300, "candidate images per class, drawn at random (as published); 0 takes all", low=0)
     crops: int = option(0, "random crops scored per image; 0 scores the whole image", low=0)

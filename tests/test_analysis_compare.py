@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from delt.analysis.compare import HEADS, Entry, Protocol, caveats, differences, entries, merged, table, usual
+from delt.analysis.compare import HEADS, Entry, Protocol, caveats, differences, entries, merged, paired, table, usual
 from delt.analysis.sweep import Accuracy
 from delt.artifacts.scores import Score
 from delt.errors import DataError
@@ -158,3 +158,12 @@ def test_an_empty_table_has_its_head():
 
 def test_a_protocol_reads_well():
     assert str(HOW) == "convnet3, recipe common, 10 epochs" and Entry("a", "delt", True, "digits").accuracy == {}
+
+
+def test_differences_are_paired_over_seeds():
+    found = paired(Accuracy((80.0, 84.0, 82.0)), Accuracy((78.0, 81.0, 81.0)))
+    assert found is not None and found.mean == pytest.approx(2) and found.error == pytest.approx(1 / 3**0.5) and found.clear
+    assert str(found) == "+2.00 ± 0.58"
+    assert str(paired(Accuracy((80.0, 70.0)), Accuracy((70.0, 80.0)))) == "+0.00 ± 10.00 (inside the noise)"
+    assert "the noise is unknown" in str(paired(Accuracy((80.0,)), Accuracy((81.0,))))
+    assert paired(Accuracy((80.0,)), Accuracy((81.0, 82.0))) is None

@@ -156,6 +156,35 @@ def test_lists(capsys):
     )
 
 
+def test_methods_are_listed(capsys):
+    code, out, _ = delt(capsys, "methods")
+    names = [line.split()[0] for line in out.splitlines()]
+    assert code == 0 and {"delt", "sre2l", "cda", "rded", "random", "herding", "kmeans", "delt+cda"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits"], "delt: give a data set and --methods NAME,NAME"),
+        (["digits", "--methods", "delt,cdda"], "delt: method cdda: unknown method 'cdda': did you mean 'cda'?"),
+        (["digits", "--methods", "delt+rded"], "rded optimises nothing"),
+        (["digits", "--methods", "delt", "--ipc", "3,x"], "delt: ipc is '3,x'; allowed are whole numbers with commas, such as 3,10"),
+        (["digits", "--methods", "delt", "--ipc", "0"], "delt: method random: ipc is 0"),
+    ],
+)
+def test_a_bad_comparison_is_one_line_and_no_folder(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = delt(capsys, "compare", *arguments, "--preset", "smoke")
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not out and not list(tmp_path.iterdir())
+
+
+def test_a_comparison_prints_its_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--preset", "smoke", "--workers", "1", "--evaluate-labels", "soft"]
+    code, out, _ = delt(capsys, "compare", "digits", "--methods", "herding", "--ipc", "1,2", *small, "--out", "c")
+    assert code == 0 and "herding-ipc2" in out and "top-1 above random, paired over seeds" in out and "c/comparison.png" in out
+
+
 def test_as_a_module_and_as_a_command():
     done = subprocess.run([sys.executable, "-m", "delt", "datasets"], capture_output=True, text=True, check=True)
     assert "digits" in done.stdout

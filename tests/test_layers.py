@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "delt"
 FLOORS = [  # from the ground up; a module imports from its own room and from floors below
     {"errors"},
     {"schedule"},
-    {"config", "recipes", "grouping", "storage"},
+    {"config", "recipes", "grouping", "storage", "coresets"},
     {"runtime"},
     {"data"},
     {"models"},
@@ -23,7 +23,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"analysis"},
     {"plots", "progress", "results"},
     {"pipeline"},
-    {"batch", "lab"},
+    {"batch", "lab", "study"},
     {"cli"},
     {"__main__"},
 ]
@@ -33,6 +33,7 @@ CORE = {
     "schedule",
     "recipes",
     "grouping",
+    "coresets",
     "storage",
     "runtime",
     "data",

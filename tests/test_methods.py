@@ -6,7 +6,7 @@ import pytest
 
 from delt.config import flatten
 from delt.errors import ConfigError
-from delt.methods import CONTROLS, METHODS, changed, configure, control_of, said
+from delt.methods import CONTROLS, METHODS, Method, changed, configure, control_of, register, said
 
 
 def test_order_preset_method_fidelity_user():
@@ -161,3 +161,52 @@ def test_every_method_has_the_controls_of_every_preset():
     assert control_of(cda, "start") is None and control_of(cda, "random").recover.iterations == 0
     from_patches = configure("digits", method="cda", preset="demo", rank_keep="medium")
     assert control_of(from_patches, "start").recover.sub_batches == 1
+
+
+def test_published_rows():
+    sre2l = configure("imagenet-1k", method="sre2l", ipc=50)
+    assert (sre2l.rank.keep, sre2l.recover.grouping, sre2l.recover.sub_batches, sre2l.recover.jitter) == ("noise", "mixed", 1, 32)
+    assert (sre2l.recover.curriculum, sre2l.recover.min_crop, sre2l.recover.lr, sre2l.recover.bn_weight) == ("none", 0.08, 0.25, 0.01)
+    tiny = configure("tiny-imagenet", method="sre2l").recover
+    assert (tiny.lr, tiny.bn_weight, tiny.jitter) == (0.1, 1.0, 4)
+    assert configure("cifar100", method="sre2l").recover.min_crop == 1 and not configure("cifar100", method="sre2l").recover.flip
+    rded = configure("imagenet-1k", method="rded").rank
+    assert (rded.keep, rded.images, rded.crops, rded.factor) == ("easy", 300, 5, 2)
+    assert configure("tiny-imagenet", method="rded").rank.factor == 1 == configure("cifar10", method="rded").rank.factor
+    assert configure("digits", method="rded").recover.iterations == 0
+
+
+@pytest.mark.parametrize("base", ["sre2l", "cda"])
+def test_earlylate_as_a_plug_in_changes_the_schedule_alone(base):
+    plain, late = (flatten(configure("tiny-imagenet", method=name, ipc=10)) for name in (base, f"delt+{base}"))
+    assert {name for name in plain if plain[name] != late[name]} == {"method", "sub_batches", "round_iterations"}
+    assert late["sub_batches"] == 8 and late["round_iterations"] == 500
+    assert configure("digits", method=f"delt+{base}", preset="demo", rank_keep="medium").rank.keep == "medium"
+
+
+def test_earlylate_where_it_has_no_meaning_is_explained():
+    for name in ("rded", "random", "kmeans"):
+        with pytest.raises(ConfigError, match=f"{name} optimises nothing, so no image can join later.*; possible are delt.sre2l, delt.cda"):
+            configure("digits", method=f"delt+{name}")
+    with pytest.raises(ConfigError, match="delt is EarlyLate itself"):
+        configure("digits", method="delt+delt")
+    with pytest.raises(ConfigError, match="unknown method 'delt.srel'"):
+        configure("digits", method="delt+srel")
+
+
+def test_a_method_from_outside_is_a_method_like_any_other(tmp_path, monkeypatch):
+    import delt
+
+    monkeypatch.setattr("delt.methods.METHODS", dict(METHODS))
+    register("hardest", Method("EarlyLate on the hardest patches", lambda spec: {"rank_keep": "hard"}, ("rank_keep",)))
+    config = configure("digits", method="hardest", preset="smoke", ipc=2, iterations=4, workers=1, evaluate_seeds=1)
+    done = delt.run(config, tmp_path / "run", listener=lambda event: None)
+    assert done.ranking.keep == "hard" and "hardest" in done.table() and delt.verify(tmp_path / "run") == []
+    with pytest.raises(ConfigError, match="method hardest means 'hard'"):
+        configure("digits", method="hardest", rank_keep="easy")
+    with pytest.raises(ConfigError, match="method hardest is in the table already .EarlyLate on the hardest patches.; choose another"):
+        register("hardest", Method("again", lambda spec: {}))
+    with pytest.raises(ConfigError, match="unknown setting 'rank_kep'"):
+        register("wrong", Method("a slip", lambda spec: {"rank_kep": "hard"}))
+    with pytest.raises(ConfigError, match="unknown method 'wrong'"):
+        configure("digits", method="wrong")

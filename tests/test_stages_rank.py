@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RankConfig, RuntimeConfig
+from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes
 from delt.data.images import DataInfo, RealSet, TensorImages, normalise
 from delt.errors import DataError
 from delt.models.zoo import build
-from delt.runtime import Job, stream
+from delt.runtime import Job, seed_of, stream
 from delt.stages.rank import SMALLEST, _cut, collage, medium_order, order, rank, render
 
 CLASSES, EACH, SIZE = ("cat", "dog", "elk"), 11, 8
@@ -300,3 +301,25 @@ def test_a_saved_ranking_renders_the_same_patches(config: dict[str, Any], teache
     ranking_of(patches).save(tmp_path)
     again = render(Ranking.load(tmp_path), real, 2)
     assert again.sources == patches.sources and torch.equal(again.images, patches.images)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- by features
+
+
+@pytest.mark.parametrize("keep", ["herding", "kmeans"])
+def test_coresets_go_by_the_features_of_whole_images(keep: str, teacher: Teacher, real: RealSet):
+    patches = rank(teacher, real, RankConfig(keep=keep), 4, job())
+    ranking = ranking_of(patches)
+    assert ranking.score.isnan().all() and patches.images is not None
+    for label in range(len(CLASSES)):
+        images = torch.nonzero(real.train.labels == label)[:, 0]
+        features = torch.cat([teacher.features(normalise(real.train.fetch(row[None]), MEAN, STD)).detach() for row in images])
+        seed = seed_of(0, "rank", "kmeans", label) % 2**32
+        expected = herding(features, 4) if keep == "herding" else k_means(features, 4, seed)
+        assert ranking.image[ranking.kept(label)].tolist() == images[expected].tolist()
+        assert torch.equal(patches.images[label * 4 : label * 4 + 4], real.train.fetch(images[expected]))
+
+
+def test_coresets_may_choose_among_crops(teacher: Teacher, real: RealSet):
+    ranking = ranked(teacher, real, keep="herding", crops=3)
+    assert ranking.score.isfinite().all() and len(ranking.kept(0)) == 2

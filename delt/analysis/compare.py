@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -182,6 +184,46 @@ def differences(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
     names = next(iter(flats.values()), {})
     values = {name: {run: flat[name] for run, flat in flats.items()} for name in names if name not in SILENT}
     return {name: by_run for name, by_run in values.items() if len(set(map(repr, by_run.values()))) > 1}
+
+
+class Difference(NamedTuple):
+    """How far a set is above another in points of top-1, paired over the seeds of their students."""
+
+    mean: float
+    error: float | None  # standard error; None for a single pair
+    n: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is more than two standard errors away from none."""
+        return self.error is not None and abs(self.mean) > 2 * self.error
+
+    def __str__(self) -> str:
+        if self.error is None:
+            return f"{self.mean:+.2f} (one student each, so the noise is unknown)"
+        return f"{self.mean:+.2f} ± {self.error:.2f} {'' if self.clear else '(inside the noise)'}".rstrip()
+
+
+def paired(one: Accuracy, other: Accuracy) -> Difference | None:
+    """The difference of two sets whose students had the same seeds; None where they are not as many."""
+    if one.n != other.n:
+        return None
+    off = [a - b for a, b in zip(one.values, other.values, strict=True)]
+    error = statistics.stdev(off) / math.sqrt(len(off)) if len(off) > 1 else None
+    return Difference(statistics.fmean(off), error, len(off))
+
+
+def differences_to(found: Sequence[Entry], reference: str) -> list[str]:
+    """What each own set is above `reference` (a method or control) of the same size and protocol, a line each, in words."""
+    lines = [f"top-1 above {reference}, paired over seeds, mean ± standard error:"]
+    for entry in found:
+        beside = next((e for e in found if e.set == reference and (e.ipc, e.protocol) == (entry.ipc, entry.protocol)), None)
+        if beside is None or entry.set in (reference, FULL):
+            continue
+        pairs = {kind: paired(own, beside.accuracy[kind]) for kind, own in entry.accuracy.items() if kind in beside.accuracy}
+        words = [f"{kind} {pair}" for kind in KINDS if (pair := pairs.get(kind))]
+        lines += [f"  {entry.run}: {', '.join(words)}"] if words else []
+    return lines if len(lines) > 1 else []
 
 
 def table(found: Sequence[Entry]) -> str:

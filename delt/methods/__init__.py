@@ -34,23 +34,85 @@ def _delt(spec: DatasetSpec) -> Flat:
     return {"rank_keep": "medium", "recover_grouping": "class"}
 
 
+def _sre2l(spec: DatasetSpec) -> Flat:
+    """Published settings: ImageNet-1K lr .25, bn .01, jitter 32; Tiny-ImageNet lr .1, bn 1; CIFAR-100 1,000 iterations and no crop
+    (arXiv 2306.13092). Digits and own folders keep what suits them.
+    """
+    own = {"tiny-imagenet": {"recover_lr": 0.1, "recover_bn_weight": 1.0}, "cifar100": {"recover_min_crop": 1.0, "recover_flip": False}}
+    return {**_from_noise(spec), "recover_curriculum": "none", **own.get(spec.name, {})}
+
+
 def _cda(spec: DatasetSpec) -> Flat:
     """Published settings: ImageNet-1K lr .25, bn .01, jitter 32; Tiny-ImageNet lr .4, bn .05, jitter 4 (arXiv 2311.18838)."""
+    tiny = {"recover_lr": 0.4, "recover_bn_weight": 0.05} if spec.name == "tiny-imagenet" else {}
+    return {**_from_noise(spec), **tiny}
+
+
+def _from_noise(spec: DatasetSpec) -> Flat:
+    """What SRe2L and CDA share: noise, one image of each class in a group, all images optimised from the start to the end."""
     size = spec.size or 224
     jitter = 32 if size > 64 else 4 if size >= 32 else 1
-    tiny = {"recover_lr": 0.4, "recover_bn_weight": 0.05} if spec.name == "tiny-imagenet" else {}
-    return {"rank_keep": "noise", "recover_grouping": "mixed", "sub_batches": 1, "recover_jitter": jitter, **tiny}
+    return {"rank_keep": "noise", "recover_grouping": "mixed", "sub_batches": 1, "recover_jitter": jitter}
 
 
-def _random(spec: DatasetSpec) -> Flat:
-    return {"rank_keep": "random", "rank_images": 0, "rank_crops": 0, "rank_factor": 1, "iterations": 0}
+def _rded(spec: DatasetSpec) -> Flat:
+    """Published settings: 300 images a class, the best of 5 crops of each, easiest first; 2 x 2 above 64 px (arXiv 2312.03526)."""
+    factor = 2 if (spec.size or 224) > 64 else 1
+    return {"rank_keep": "easy", "rank_images": 300, "rank_crops": 5, "rank_factor": factor, "iterations": 0}
 
+
+def _chosen(keep: str) -> Callable[[DatasetSpec], Flat]:
+    """Whole real images as they are, all of a class to choose from."""
+    return lambda spec: {"rank_keep": keep, "rank_images": 0, "rank_crops": 0, "rank_factor": 1, "iterations": 0}
+
+
+_random = _chosen("random")
+
+
+def with_earlylate(base: Method) -> Method:
+    """EarlyLate as a plug-in: the same method, whose images join in sub-batches."""
+
+    def settings(spec: DatasetSpec) -> Flat:
+        return {name: value for name, value in base.settings(spec).items() if name not in SCHEDULE}
+
+    return Method(f"EarlyLate on: {base.title}", settings, tuple(name for name in base.locked if name not in SCHEDULE))
+
+
+_AS_THEY_ARE = ("rank_keep", "rank_crops", "rank_factor", "iterations")
 
 METHODS: dict[str, Method] = {
     "delt": Method("EarlyLate on median real patches (DELT, CVPR 2025)", _delt),
+    "sre2l": Method(
+        "noise, mixed-class groups, one crop range (SRe2L, NeurIPS 2023)",
+        _sre2l,
+        ("recover_grouping", "sub_batches", "recover_curriculum"),
+    ),
     "cda": Method("noise, mixed-class groups, crop curriculum (CDA, TMLR 2024)", _cda, ("recover_grouping", "sub_batches")),
-    "random": Method("randomly chosen real images: the control", _random, ("rank_keep", "rank_crops", "rank_factor", "iterations")),
+    "rded": Method("easiest real patches, not optimised (RDED, CVPR 2024)", _rded, ("rank_keep", "rank_crops", "iterations")),
+    "random": Method("randomly chosen real images: the control", _random, _AS_THEY_ARE),
+    "herding": Method("real images whose mean feature is the class's: a control", _chosen("herding"), _AS_THEY_ARE),
+    "kmeans": Method("the real image nearest to each of ipc cluster centres: a control", _chosen("kmeans"), _AS_THEY_ARE),
 }
+METHODS |= {f"delt+{name}": with_earlylate(METHODS[name]) for name in ("sre2l", "cda")}
+
+
+def register(name: str, method: Method) -> None:
+    """Add a method of your own to the table: from now on it is a method like any other, in this process.
+
+    >>> register("mine", Method("what it is", lambda spec: {"rank_keep": "hard", "recover_grouping": "mixed"}))
+
+    Raises:
+        ConfigError: the name is taken, or a setting does not exist or does not fit.
+    """
+    if name in METHODS:
+        raise ConfigError(f"method {name} is in the table already ({METHODS[name].title}); choose another name")
+    METHODS[name] = method
+    try:
+        configure(method=name)
+    except ConfigError:
+        del METHODS[name]
+        raise
+
 
 CONTROLS: dict[str, Flat] = {
     "random": {"method": "random", **_random(spec_of("digits"))},
@@ -70,6 +132,7 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
     """
     given = {name: value for name, value in {"dataset": dataset, **given}.items() if value is not None}
     chosen = {name: given.get(name, default) for name, default in SELECTORS.items()}
+    _refuse_senseless(chosen["method"])
     for name, table in (("method", METHODS), ("preset", PRESETS), ("fidelity", FIDELITY)):
         _known(name, chosen[name], table)
     if not isinstance(dataset, str):
@@ -80,6 +143,15 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
         preset.pop("teacher_width", None)  # it was chosen for the preset's own architecture
     layers = [spec.defaults, preset, METHODS[chosen["method"]].settings(spec), FIDELITY[chosen["fidelity"]], given]
     return completed(unflatten({name: value for layer in layers for name, value in layer.items()}))
+
+
+def _refuse_senseless(method: object) -> None:
+    """Say why EarlyLate on a method that optimises nothing has no meaning, rather than that it is unknown."""
+    base = method.removeprefix("delt+") if isinstance(method, str) and method.startswith("delt+") else ""
+    if base in METHODS and method not in METHODS:
+        possible = ", ".join(name for name in METHODS if name.startswith("delt+"))
+        why = "is EarlyLate itself" if base == "delt" else "optimises nothing, so no image can join later than another"
+        raise ConfigError(f"method is {method}, but {base} {why}; possible are {possible}")
 
 
 def _known(what: str, name: object, table: Mapping[str, object]) -> None:

@@ -13,13 +13,15 @@ from torch.nn import functional as F
 from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.teacher import Teacher
 from delt.config import RankConfig
+from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes, warp
 from delt.data.images import RealSet, normalise
 from delt.errors import DataError
-from delt.runtime import Job, settings, stream
+from delt.runtime import Job, seed_of, settings, stream
 
 BATCH = 256  # images scored at once
 SMALLEST = 0.08  # area share of a scored crop (RDED)
+CORESETS = ("herding", "kmeans")  # orders that go by features
 
 
 def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job: Job | None = None) -> Patches:
@@ -88,17 +90,39 @@ def _rank_class(
     boxes, scores = _scored(teacher, real, label, images, config, job)
     by_score = scores.argsort(stable=True)
     place = torch.full((len(images),), -1)
-    turns = order(config.keep, len(images), stream(job.seed, "rank", "order", label))[:needed]
+    turns = _turns(teacher, real, label, images[by_score], boxes[by_score], needed, config, job)
     place[turns] = torch.arange(needed)
     class_index = torch.full((len(images),), label)
     return class_index, images[by_score], *boxes[by_score].unbind(1), scores[by_score], place
 
 
+def _turns(
+    teacher: Teacher, real: RealSet, label: int, images: Tensor, boxes: Tensor, needed: int, config: RankConfig, job: Job
+) -> list[int]:
+    """Positions of the kept patches among the candidates in the order of their scores."""
+    if config.keep not in CORESETS:
+        return order(config.keep, len(images), stream(job.seed, "rank", "order", label))[:needed]
+    features = _features(teacher, real, images, boxes, job)
+    if config.keep == "herding":
+        return herding(features, needed)
+    return k_means(features, needed, seed_of(job.seed, "rank", "kmeans", label) % 2**32)
+
+
+@torch.no_grad()
+def _features(teacher: Teacher, real: RealSet, images: Tensor, boxes: Tensor, job: Job) -> Tensor:
+    """The teacher's features [n,D] of a box of each image, at full size."""
+    card, parts = teacher.card, []
+    for rows, own in zip(images.split(BATCH), boxes.split(BATCH), strict=True):
+        pixels = real.train.fetch(rows).to(job.device)
+        parts.append(teacher.features(_cut(normalise(pixels, card.mean, card.std), own, pixels.shape[-1])).float().cpu())
+    return torch.cat(parts)
+
+
 def _scored(teacher: Teacher, real: RealSet, label: int, images: Tensor, config: RankConfig, job: Job) -> tuple[Tensor, Tensor]:
-    """Best box [n,4] of each image and its score [n]; random order needs no scores, and its boxes are the whole image."""
+    """Best box [n,4] of each image and its score [n]; orders that need no scores have none, and their boxes are the whole image."""
     size = real.info.size
     whole = torch.tensor([[0, 0, size, size]]).expand(len(images), 4)
-    if config.keep == "random" and not config.crops:
+    if config.keep in ("random", *CORESETS) and not config.crops:
         job.emit({"stage": "rank", "done": len(images)})
         return whole, torch.full((len(images),), float("nan"))
     tries = max(1, config.crops)

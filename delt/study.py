@@ -1,0 +1,88 @@
+"""Several methods on one data set under one protocol: a run each, beside random real images, and one table.
+
+OUT/METHOD-ipcN/    a run folder each; one that stands is not done again
+OUT/table.txt       all of them, with the differences that are more than noise
+OUT/comparison.png  accuracy against cost and diversity
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delt import storage
+from delt.analysis.compare import Entry, differences_to, table
+from delt.config import RunConfig
+from delt.data.load import require_files
+from delt.data.specs import spec_of
+from delt.errors import ConfigError, DeltError
+from delt.methods import METHODS, SCHEDULE, configure
+from delt.pipeline import absolute, check_names, run
+from delt.results import Run, compare
+
+CONTROL = "random"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that came to its end."""
+
+    out: Path
+    runs: dict[str, Run]
+    entries: list[Entry]
+
+    def table(self) -> str:
+        """All sets, and each one's difference to the random control, paired over seeds."""
+        return "\n".join([table(self.entries), "", *differences_to(self.entries, CONTROL)])
+
+
+def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[int | None] = (None,), **given: Any) -> Study:
+    """Do a run per method and number of images per class, the random control included, and compare them.
+
+    Args:
+        methods: names of the table; `random` comes first whether or not it is named.
+        ipcs: images per class, None for the preset's.
+        given: settings of all runs, as in `configure`; a schedule concerns those that optimise. The teacher is trained once.
+
+    Raises:
+        DeltError: an unknown method, settings that do not fit, data that are not there: before anything starts.
+    """
+    from delt import plots
+
+    folder, configs = Path(out), planned(dataset, methods, ipcs, given)
+    runs = {}
+    for name, config in configs.items():
+        print(f"{name} ({len(runs) + 1} of {len(configs)})", flush=True)
+        runs[name] = run(config, folder / name)
+    found = Study(folder, runs, compare(runs, controls=()))
+    storage.write_bytes(folder / "table.txt", f"{found.table()}\n".encode())
+    storage.write_bytes(folder / "comparison.png", plots.png(plots.comparison(found.entries)))
+    return found
+
+
+def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], given: dict[str, Any]) -> dict[str, RunConfig]:
+    """Name of each run -> its configuration, all of them checked."""
+    names = list(dict.fromkeys([CONTROL, *methods]))
+    if len(names) < 2:
+        raise ConfigError(f"methods are {', '.join(names)}; name at least one beside {CONTROL}, which is always there")
+    configs = {}
+    for ipc in ipcs:
+        for name in names:
+            try:
+                config = absolute(configure(dataset, **{"evaluate_controls": [], **_for(name, dataset, given), "method": name, "ipc": ipc}))
+                check_names(config)
+                require_files(config.dataset, config.data)
+            except DeltError as error:
+                raise type(error)(f"method {name}: {error}") from None
+            configs[f"{name}-ipc{config.ipc}"] = config
+    return configs
+
+
+def _for(method: str, dataset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that concern a method: one that optimises nothing has no use for a schedule."""
+    row = METHODS.get(method)
+    if row is None or row.settings(spec_of(dataset)).get("iterations") != 0:
+        return given
+    return {name: value for name, value in given.items() if name not in ("iterations", *SCHEDULE)}
