@@ -52,7 +52,7 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
     from delt import plots
 
     folder, configs = Path(out), planned(dataset, methods, ipcs, given)
-    runs = {}
+    runs: dict[str, Run] = {}
     for name, config in configs.items():
         print(f"{name} ({len(runs) + 1} of {len(configs)})", flush=True)
         runs[name] = run(config, folder / name)
