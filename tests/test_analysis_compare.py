@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from delt.analysis.compare import HEADS, Entry, Protocol, caveats, differences, entries, merged, paired, table, usual
+from delt.analysis.compare import (
+    HEADS,
+    Entry,
+    Protocol,
+    caveats,
+    differences,
+    entries,
+    label_robust_score,
+    merged,
+    paired,
+    robustness,
+    table,
+    usual,
+)
 from delt.analysis.sweep import Accuracy
 from delt.artifacts.scores import Score
 from delt.errors import DataError
@@ -167,3 +181,28 @@ def test_differences_are_paired_over_seeds():
     assert str(paired(Accuracy((80.0, 70.0)), Accuracy((70.0, 80.0)))) == "+0.00 ± 10.00 (inside the noise)"
     assert "the noise is unknown" in str(paired(Accuracy((80.0,)), Accuracy((81.0,))))
     assert paired(Accuracy((80.0,)), Accuracy((81.0, 82.0))) is None
+
+
+def test_the_label_robust_score_is_that_of_the_paper():
+    def slow(full, hard, soft, random):
+        hlr, ior = (full - hard) / 100, (soft - random) / 100
+        alpha = 0.5 * ior - 0.5 * hlr
+        return 100 * (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
+
+    for numbers in ((99.4, 82.5, 77.3, 70.3), (90.0, 10.0, 60.0, 50.0), (50.0, 60.0, 70.0, 10.0)):
+        assert label_robust_score(*numbers) == pytest.approx(slow(*numbers))
+    assert label_robust_score(80, 80, 50, 50) == pytest.approx(26.9, abs=0.05)
+    assert label_robust_score(100, 100, 100, 0) > label_robust_score(100, 90, 100, 0) > label_robust_score(100, 90, 90, 0)
+
+
+def test_the_score_needs_the_numbers_beside_it():
+    how = Protocol("common", "convnet3", 30)
+    own = Entry("a", "delt", True, "digits", ipc=5, protocol=how, accuracy={"soft": Accuracy((80.0,)), "hard": Accuracy((60.0,))})
+    random = Entry("b", "random", True, "digits", ipc=5, protocol=how, accuracy={"soft": Accuracy((70.0,)), "hard": Accuracy((65.0,))})
+    full = Entry("a", "full", False, "digits", protocol=Protocol("common", "convnet3", 60), accuracy={"hard": Accuracy((90.0,))})
+    assert robustness([own, random, full], own) == pytest.approx(label_robust_score(90, 60, 80, 70))
+    assert robustness([own, random], own) is None and robustness([own, full], own) is None
+    other = Entry("b", "random", True, "digits", ipc=9, protocol=how, accuracy=random.accuracy)
+    assert robustness([own, other, full], own) is None, "a control of another size is none"
+    text = table([own, random, full])
+    assert f"{label_robust_score(90, 60, 80, 70):.1f}" in text and "label-robust score" in text

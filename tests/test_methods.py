@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from delt.config import flatten
 from delt.errors import ConfigError
@@ -210,3 +211,50 @@ def test_a_method_from_outside_is_a_method_like_any_other(tmp_path, monkeypatch)
         register("wrong", Method("a slip", lambda spec: {"rank_kep": "hard"}))
     with pytest.raises(ConfigError, match="unknown method 'wrong'"):
         configure("digits", method="wrong")
+
+
+@pytest.mark.parametrize("fidelity", ["fixed", "strict"])
+def test_delt_with_one_sub_batch_is_cda_on_its_start_and_grouping(fidelity, tmp_path):
+    """Byte for byte: a method is nothing but its row."""
+    import delt
+
+    small = {"preset": "smoke", "ipc": 3, "iterations": 6, "workers": 1, "fidelity": fidelity}
+    cda = configure("digits", method="cda", **small)
+    same = {"rank_keep": "noise", "recover_grouping": "mixed", "recover_jitter": cda.recover.jitter, "sub_batches": 1}
+    as_delt = configure("digits", method="delt", **small, **same)
+    made = [delt.run(config, tmp_path / config.method, until="recover", listener=lambda event: None) for config in (cda, as_delt)]
+    assert torch.equal(made[0].synthetic.images, made[1].synthetic.images)
+    if fidelity == "strict":
+        with pytest.raises(ConfigError, match="nothing is early or late; give False"):
+            configure("digits", method="delt+cda", **small)
+        return
+    late = delt.run(configure("digits", method="delt+cda", **small), tmp_path / "late", until="recover", listener=lambda event: None)
+    assert late.synthetic.iterations.view(10, 3).tolist() == [[6, 4, 2]] * 10
+    assert torch.equal(late.synthetic.images[::3], made[0].synthetic.images[::3])  # it is alone in its group
+
+
+def test_groups_of_sre2l_hold_an_image_of_each_class(tmp_path):
+    from delt.grouping import make_groups
+    from delt.schedule import plan
+
+    recover = configure("imagenet-100", method="sre2l", ipc=10).recover
+    groups = make_groups(100, plan(4000, 10, 4000, 1), recover.grouping, recover.group_size)
+    assert len(groups) == 10 and all(sorted(c for c, _ in group.members) == list(range(100)) for group in groups)
+
+
+def test_rdeds_images_are_made_of_real_pixels_alone(tmp_path):
+    import delt
+
+    config = configure("digits", method="rded", preset="smoke", ipc=2, workers=1, rank_factor=2)
+    done = delt.run(config, tmp_path / "run", until="recover", listener=lambda event: None)
+    ranking = done.ranking
+    assert ranking.keep == "easy" and ranking.factor == 2 and (done.synthetic.iterations == 0).all()
+    for label in range(10):
+        kept = ranking.score[ranking.kept(label)]
+        assert len(kept) == 8 and kept.min() >= ranking.score[(ranking.class_index == label) & (ranking.place < 0)].max()
+    real = delt.open_set("digits", config.data, torch.device("cpu"))
+    tile = done.synthetic.images[0, :, :4, :4]
+    row = ranking.kept(0)[0]
+    top, left, height, width = (int(column[row]) for column in (ranking.top, ranking.left, ranking.height, ranking.width))
+    patch = real.train.fetch(ranking.image[row : row + 1])[0, :, top : top + height, left : left + width]
+    assert patch.min() <= tile.min() and tile.max() <= patch.max()

@@ -21,7 +21,22 @@ SYNTHESIS = ("rank", "recover", "relabel")  # the stages that make a set; the te
 FULL = "full"  # the set of all real images
 SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "preset"}  # settings without a say
 SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "recover_record_count", "recover_record_iterations"}
-HEADS = ("run", "set", "ipc", "recipe", "student", "epochs", "soft labels", "hard labels", "n", "cosine", "seconds", "img-it", "bytes")
+HEADS = (
+    "run",
+    "set",
+    "ipc",
+    "recipe",
+    "student",
+    "epochs",
+    "soft labels",
+    "hard labels",
+    "n",
+    "LRS",
+    "cosine",
+    "seconds",
+    "img-it",
+    "bytes",
+)
 Records = Mapping[str, Mapping[str, Any]]  # of finished stages by name, as `RunFolder.records` gives them
 
 
@@ -226,14 +241,40 @@ def differences_to(found: Sequence[Entry], reference: str) -> list[str]:
     return lines if len(lines) > 1 else []
 
 
+def label_robust_score(full: float, hard: float, soft: float, random: float) -> float:
+    """DD-Ranking's label-robust score in % of how good images are apart from their labels (arXiv 2505.13300), weight .5.
+
+    100 (e^a - e^-1) / (e - e^-1) with a = (soft - random) / 2 - (full - hard) / 2, all as shares. A set that is no better
+    than random images and trains as well as all real ones with hard labels has 26.9.
+
+    Args:
+        full: top-1 in % of all real images with hard labels.
+        hard, soft: of the set with either kind of labels.
+        random: of as many random real images with soft labels.
+    """
+    alpha = ((soft - random) - (full - hard)) / 200
+    return 100 * (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def robustness(found: Sequence[Entry], entry: Entry) -> float | None:
+    """The label-robust score of an entry from the numbers beside it; None where one of them is missing."""
+    beside = next((e for e in found if e.set == "random" and (e.ipc, e.protocol) == (entry.ipc, entry.protocol)), None)
+    like = (e for e in found if e.set == FULL and entry.protocol and e.protocol and e.protocol[:2] == entry.protocol[:2])
+    full = next((e.accuracy["hard"] for e in like if "hard" in e.accuracy), None)
+    if full is None or beside is None or "soft" not in beside.accuracy or not {"soft", "hard"} <= set(entry.accuracy):
+        return None
+    return label_robust_score(full.mean, entry.accuracy["hard"].mean, entry.accuracy["soft"].mean, beside.accuracy["soft"].mean)
+
+
 def table(found: Sequence[Entry]) -> str:
     """The entries as a plain table, with what its columns mean and what cannot be compared below it."""
-    lines = [HEADS, *map(_cells, found)]
+    lines = [HEADS, *(_cells(entry, robustness(found, entry)) for entry in found)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "-" * max(map(len, body))
     note = [
         "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
+        "LRS: DD-Ranking's label-robust score from these numbers, without its search for learning rates; higher is better",
         "cosine: intra-class, lower is more diverse; seconds: ranking, synthesis and stored labels, without the teacher",
         "img-it: image-iterations of the synthesis; bytes: the images and stored soft labels (labels made online need the teacher)",
         *(f"! {line}" for line in caveats(found)),
@@ -241,7 +282,7 @@ def table(found: Sequence[Entry]) -> str:
     return "\n".join([body[0], rule, *body[1:], rule, *note])
 
 
-def _cells(entry: Entry) -> tuple[str, ...]:
+def _cells(entry: Entry, robust: float | None = None) -> tuple[str, ...]:
     """One line of the table, in the order of `HEADS`."""
     counts = dict.fromkeys(str(entry.accuracy[kind].n) for kind in KINDS if kind in entry.accuracy)  # one number where they agree
     cells = (
@@ -251,6 +292,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         *(entry.protocol or (None, None, None)),
         *(entry.accuracy.get(kind) for kind in KINDS),
         "/".join(counts) or None,
+        None if robust is None else f"{robust:.1f}",
         None if entry.cosine is None else f"{entry.cosine:.3f}",
         None if entry.seconds is None else f"{entry.seconds:.2f}",
         None if entry.work is None else f"{entry.work:,}",

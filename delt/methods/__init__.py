@@ -176,6 +176,11 @@ def completed(config: RunConfig) -> RunConfig:
     schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
     if recover.iterations:
         recover = replace(recover, round_iterations=schedule.round_iterations, sub_batches=schedule.sub_batches)
+    if recover.grouping == "mixed" and recover.drop_empty_rounds and schedule.sub_batches > 1:
+        raise ConfigError(
+            "recover_drop_empty_rounds leaves every image of a mixed group, which holds one of each class, with one round: "
+            "nothing is early or late; give False (--recover-drop-empty-rounds False) or class groups"
+        )
     recipe_of(config.evaluate.recipe)
     flip = spec.flip if recover.flip is None else recover.flip
     return replace(config, recover=replace(recover, flip=flip))
