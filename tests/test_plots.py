@@ -82,6 +82,12 @@ def words(ax: Axes) -> Iterator[Text]:
     yield from (text for text in ax.get_yticklabels() if low <= text.get_position()[1] <= high)
 
 
+def test_no_word_is_bare_mathematics(drawn: FigureCanvasAgg) -> None:
+    """Texts are not parsed as mathematics, so matplotlib's own formatters of powers have to be replaced."""
+    for text in drawn.figure.findobj(Text):
+        assert "mathdefault" not in text.get_text()
+
+
 def test_words_do_not_overlap(drawn: FigureCanvasAgg) -> None:
     texts = [text for ax in drawn.figure.axes for text in words(ax) if text.get_text() and text.get_visible() and not text.get_rotation()]
     spans = [(text.get_text(), text.get_window_extent(drawn.get_renderer())) for text in texts]

@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from delt.artifacts.snapshots import Snapshots
 from delt.plots.style import INK, LEGIBLE, MUTED, many, note, on, picture, styled, sub_batch_colours
@@ -119,6 +119,7 @@ def losses(snapshots: Snapshots) -> Figure:
         )
     _line(distance, at, [[r["bn"] for r in readings if r["iteration"] == t] for t in at], INK)
     entropy.set_yscale("log", nonpositive="mask")
+    _plain_log_axis(entropy)
     entropy.set_ylabel("Cross-entropy (nats)")
     distance.set_ylabel("BatchNorm distance")
     distance.set_ylim(bottom=0)
@@ -131,6 +132,14 @@ def losses(snapshots: Snapshots) -> Figure:
         _ramp_bar(figure, [entropy, distance], colours)
     figure.align_ylabels()
     return figure
+
+
+def _plain_log_axis(ax: Axes) -> None:
+    """Numbers as they are written, since powers of ten would be mathematics: steps over a short span, 1, 2, 5 over a longer one."""
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(MaxNLocator(4) if high < 4 * low else LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _line(ax: Axes, at: list[int], values: list[list[float]], colour: str) -> None:
