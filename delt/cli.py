@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from delt.config import FlatField, flat_fields
+from delt.data.specs import short_name
 from delt.errors import ConfigError, DeltError, unknown
 
 STAGES = {
@@ -69,11 +70,16 @@ def _settings() -> type:
         _flag("out", Path | None, "Run folder; one that was stopped goes on.", "FOLDER", "(default: runs/DATASET-METHOD-ipcN-seedN)"),
         _flag("config", Path | None, "Replay a run's config.json; flags given beside it win.", "FILE"),
     ]
-    for entry in flat_fields():
-        if entry.name != "dataset":
-            help = f"{entry.help[0].upper()}{entry.help[1:]}."
-            flags.append(_flag(entry.name, _type_of(entry), help, _metavar_of(entry), _default_of(entry)))
-    return make_dataclass("Settings", flags, frozen=True)
+    return make_dataclass("Settings", [*flags, *_field_flags("dataset")], frozen=True)
+
+
+def _field_flags(*without: str) -> list[tuple[str, Any, Any]]:
+    """A flag for every field of the configuration but these."""
+    return [
+        _flag(entry.name, _type_of(entry), f"{entry.help[0].upper()}{entry.help[1:]}.", _metavar_of(entry), _default_of(entry))
+        for entry in flat_fields()
+        if entry.name not in without
+    ]
 
 
 Settings: Any = _settings()
@@ -97,8 +103,7 @@ def _configured(settings: Any) -> tuple[Any, Path]:
         config = configure(**given)
     else:
         raise ConfigError("no data set: name one (`delt datasets` lists them), or give --config FILE or the --out of a run")
-    name = config.dataset.removeprefix("folder:").rstrip("/").split("/")[-1]
-    return config, out or Path("runs") / f"{name}-{config.method}-ipc{config.ipc}-seed{config.seed}"
+    return config, out or Path("runs") / f"{short_name(config.dataset)}-{config.method}-ipc{config.ipc}-seed{config.seed}"
 
 
 def _stage(name: str) -> Callable[[Any], None]:
@@ -157,11 +162,7 @@ def _study_settings() -> type:
         _flag("ipc", str | None, "Images per class, one or several numbers.", "INT,INT", "(default: the preset's)"),
         _flag("out", Path | None, "Folder that receives a run folder per method and size.", "FOLDER", "(default: runs/DATASET-compare)"),
     ]
-    for entry in flat_fields():
-        if entry.name not in ("dataset", "method", "ipc"):
-            help = f"{entry.help[0].upper()}{entry.help[1:]}."
-            flags.append(_flag(entry.name, _type_of(entry), help, _metavar_of(entry), _default_of(entry)))
-    return make_dataclass("StudySettings", flags, frozen=True)
+    return make_dataclass("StudySettings", [*flags, *_field_flags("dataset", "method", "ipc")], frozen=True)
 
 
 StudySettings: Any = _study_settings()
@@ -179,7 +180,7 @@ def compare(settings: Any) -> None:
     if not all(part.isdecimal() for part in sizes.split(",") if sizes):
         raise ConfigError(f"ipc is {sizes!r}; allowed are whole numbers with commas, such as 3,10")
     ipcs = [int(part) for part in sizes.split(",")] if sizes else [None]
-    out = given.pop("out", Path("runs") / f"{dataset.removeprefix('folder:').rstrip('/').split('/')[-1]}-compare")
+    out = given.pop("out", Path("runs") / f"{short_name(dataset)}-compare")
     found = study(dataset, [name.strip() for name in methods.split(",")], out, ipcs, **given)
     print(f"\n{found.table()}\n\ntable     {out / 'table.txt'}\npicture   {out / 'comparison.png'}")
 

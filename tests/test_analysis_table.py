@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from delt.analysis.table import HEADS, rows, schedule_of, text
+from delt.analysis.table import HEADS, aligned, rows, schedule_of, text
 from delt.artifacts.scores import Score, Scores
 from delt.methods import configure, control_of
 
@@ -65,3 +65,9 @@ def test_each_kind_of_label_has_its_own_number_of_students(soft, hard, shown):
     head, _, line, *_ = text(rows(scores, {}, {}, classes=10)).splitlines()
     assert line[head.index("  n ") + 2 :].split()[0] == shown
     assert line.count("± 0.00") == (soft > 1) + (hard > 1)
+
+
+def test_columns_stand_under_their_heads_between_rules():
+    lines = aligned(["a", "long head"], [["1", "x"], ["twenty", ""]], ["a note"]).splitlines()
+    assert lines == ["a       long head", "-----------------", "1       x", "twenty", "-----------------", "a note"]
+    assert aligned(["a"], [], []).splitlines() == ["a", "-", "-"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,6 @@ from delt.batch.notebook import NotebookError, execute, experiment, means, param
 from delt.config import flat_fields
 from delt.errors import DeltError
 from delt.methods import said
-
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
 
 def read(path):
@@ -40,14 +37,6 @@ def test_papermill_finds_the_parameters():
     found = papermill.inspect_notebook(str(template()))
     assert set(found) == {entry.name for entry in flat_fields()} | {"out"}
     assert all(item["help"] for item in found.values())
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_sources(path):
-    for cell in read(path)["cells"]:
-        assert not cell.get("outputs") and not cell.get("execution_count"), f"{path.name} carries outputs"
-        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
-            assert len(source(cell).splitlines()) < 15, "longer code belongs in the package"
 
 
 def test_the_experiment_runs_and_goes_on(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from delt.config import unflatten
 from delt.data import specs
-from delt.data.specs import DATASETS, spec_of
+from delt.data.specs import DATASETS, short_name, spec_of
 from delt.errors import ConfigError
 
 ALL = sorted(DATASETS)
@@ -64,3 +64,7 @@ def test_the_table_needs_no_torch():
     taken = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert taken == {"__future__", "collections.abc", "dataclasses", "typing", "delt.errors"}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
+
+
+def test_short_names_hold_no_path():
+    assert short_name("digits") == "digits" and short_name("folder:/home/me/cats/") == "cats" == short_name("folder:cats")

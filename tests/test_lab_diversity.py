@@ -199,9 +199,10 @@ def test_the_last_wish_counts_and_an_older_error_is_forgotten(smoke_run, monkeyp
     assert "cosine" in own.join(60).table() and own.settled and bytes(own.images["classes"].value).startswith(b"\x89PNG")
 
 
-def test_a_bug_reaches_the_screen(smoke_run, monkeypatch):
+@pytest.mark.parametrize("where", ["tsne", "scatter_state"])
+def test_a_bug_reaches_the_screen(where, smoke_run, monkeypatch):
     own = DiversityExplorer(smoke_run, perplexity=10, per_class=8).join(60)
-    monkeypatch.setattr("delt.lab.diversity.tsne", lambda *args: 1 / 0)
+    monkeypatch.setattr(f"delt.lab.diversity.{where}", lambda *args: 1 / 0)
     own.perplexity_slider.value = 7
     assert "ZeroDivisionError" in own.join(60).says.value
 

@@ -189,7 +189,7 @@ def test_earlylate_where_it_has_no_meaning_is_explained():
     for name in ("rded", "random", "kmeans"):
         with pytest.raises(ConfigError, match=f"{name} optimises nothing, so no image can join later.*; possible are delt.sre2l, delt.cda"):
             configure("digits", method=f"delt+{name}")
-    with pytest.raises(ConfigError, match="delt is EarlyLate itself"):
+    with pytest.raises(ConfigError, match="delt has EarlyLate already; possible are"):
         configure("digits", method="delt+delt")
     with pytest.raises(ConfigError, match="unknown method 'delt.srel'"):
         configure("digits", method="delt+srel")
@@ -203,6 +203,11 @@ def test_a_method_from_outside_is_a_method_like_any_other(tmp_path, monkeypatch)
     config = configure("digits", method="hardest", preset="smoke", ipc=2, iterations=4, workers=1, evaluate_seeds=1)
     done = delt.run(config, tmp_path / "run", listener=lambda event: None)
     assert done.ranking.keep == "hard" and "hardest" in done.table() and delt.verify(tmp_path / "run") == []
+    with pytest.raises(ConfigError, match="hardest has EarlyLate already"):
+        configure("digits", method="delt+hardest")
+    register("plain", Method("patches, all at once", lambda spec: {"rank_keep": "easy", "sub_batches": 1}, ("sub_batches",)))
+    assert configure("digits", method="plain", ipc=5).recover.sub_batches == 1
+    assert configure("digits", method="delt+plain", ipc=5).recover.sub_batches == 5
     with pytest.raises(ConfigError, match="method hardest means 'hard'"):
         configure("digits", method="hardest", rank_keep="easy")
     with pytest.raises(ConfigError, match="method hardest is in the table already .EarlyLate on the hardest patches.; choose another"):

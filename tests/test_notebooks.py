@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from test_batch_notebook import read, source
 
 from delt.batch import execute, tagged
 
@@ -17,14 +17,6 @@ SMALL = {  # parameters, pictures at least, words in the output
     "03_diversity": ({"preset": "smoke", "perplexity": 10}, 4, ("Vendi", "coverage")),
     "04_compare": ({"preset": "smoke"}, 3, ("bytes", "random")),
 }
-
-
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def source(cell):
-    return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
 
 
 def outputs(path):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from delt import storage
 from delt.analysis.sweep import KINDS, Accuracy
-from delt.analysis.table import schedule_of
+from delt.analysis.table import aligned, schedule_of
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
 from delt.config import RunConfig, flatten
@@ -268,10 +268,6 @@ def robustness(found: Sequence[Entry], entry: Entry) -> float | None:
 
 def table(found: Sequence[Entry]) -> str:
     """The entries as a plain table, with what its columns mean and what cannot be compared below it."""
-    lines = [HEADS, *(_cells(entry, robustness(found, entry)) for entry in found)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
-    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    rule = "-" * max(map(len, body))
     note = [
         "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
         "LRS: DD-Ranking's label-robust score from these numbers, without its search for learning rates; higher is better",
@@ -279,7 +275,7 @@ def table(found: Sequence[Entry]) -> str:
         "img-it: image-iterations of the synthesis; bytes: the images and stored soft labels (labels made online need the teacher)",
         *(f"! {line}" for line in caveats(found)),
     ]
-    return "\n".join([body[0], rule, *body[1:], rule, *note])
+    return aligned(HEADS, (_cells(entry, robustness(found, entry)) for entry in found), note)
 
 
 def _cells(entry: Entry, robust: float | None = None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from delt.analysis.coverage import NEIGHBOURS, density_coverage
 from delt.analysis.diversity import Extractor, features_of, intra_class_cosine
+from delt.analysis.table import aligned
 from delt.analysis.vendi import vendi_by_class, vendi_score
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import TeacherCard
@@ -163,8 +164,4 @@ def notes(real: FeatureSet, neighbours: int = NEIGHBOURS) -> list[str]:
 
 def table(rows: Sequence[Measures], real: FeatureSet, neighbours: int = NEIGHBOURS) -> str:
     """Sets as a plain table, with what its columns mean below it."""
-    lines = [list(HEADS.values()), *map(cells, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
-    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    rule = "-" * max(map(len, body))
-    return "\n".join([body[0], rule, *body[1:], rule, *notes(real, neighbours)])
+    return aligned(list(HEADS.values()), map(cells, rows), notes(real, neighbours))

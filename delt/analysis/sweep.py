@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from delt.analysis.table import schedule_of
+from delt.analysis.table import aligned, schedule_of
 from delt.artifacts.scores import Score, Scores
 from delt.config import RunConfig
 
@@ -174,14 +174,14 @@ def table(rows: Sequence[PointRow]) -> str:
     own = {*names, "point"}
     shared = [head for head in heads if len(rows) > 1 and head not in own and len({str(line.get(head)) for line in lines}) == 1]
     heads = [head for head in heads if head not in shared]
-    cells = [heads, *([_cell(head, line.get(head)) for head in heads] for line in lines)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    body = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    rule = "-" * max(map(len, body))
-    note = f"the same at every point: {'; '.join(f'{head} {_cell(head, lines[0].get(head))}' for head in shared)}\n" if shared else ""
-    note += "soft, hard: top-1 in % on real test images after the last epoch, mean ± std over n students; own: the point's own set\n"
-    note += "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved"
-    return "\n".join([body[0], rule, *body[1:], rule, note])
+    cells = [[_cell(head, line.get(head)) for head in heads] for line in lines]
+    same = "; ".join(f"{head} {_cell(head, lines[0].get(head))}" for head in shared)
+    notes = [
+        *([f"the same at every point: {same}"] if shared else []),
+        "soft, hard: top-1 in % on real test images after the last epoch, mean ± std over n students; own: the point's own set",
+        "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved",
+    ]
+    return aligned(heads, cells, notes)
 
 
 def _cell(head: str, value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from delt.artifacts.scores import Scores
@@ -63,14 +63,21 @@ def rows(
 def text(lines: Iterable[Mapping[str, Any]]) -> str:
     """The rows as a plain table, with what its columns mean below it."""
     cells = [[_cell(key, row.get(key)) for key in HEADS] for row in lines]
-    table = [list(HEADS.values()), *cells]
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEADS))]
-    body = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    notes = [
+        "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
+        "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved",
+        "* best epoch of the soft students, chosen by the test set itself: only beside published values that were",
+    ]
+    return aligned(list(HEADS.values()), cells, notes)
+
+
+def aligned(heads: Sequence[str], cells: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
+    """A plain table: heads, a rule, the rows under them in columns, a rule, and notes."""
+    lines = [heads, *cells]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "-" * max(map(len, body))
-    note = "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students\n"
-    note += "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved\n"
-    note += "* best epoch of the soft students, chosen by the test set itself: only beside published values that were"
-    return "\n".join([body[0], rule, *body[1:], rule, note])
+    return "\n".join([body[0], rule, *body[1:], rule, *notes])
 
 
 def _cell(key: str, value: Any) -> str:

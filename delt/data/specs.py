@@ -17,6 +17,15 @@ Statistics = tuple[float, ...]
 OWN_FOLDER = "folder:"  # what a data set's name starts with when the rest of it is a path
 
 
+def short_name(dataset: str) -> str:
+    """What a data set is called in a folder's name, or on a page that may be passed on: of an own folder its last part alone.
+
+    >>> short_name("folder:/home/me/cats")
+    'cats'
+    """
+    return dataset.removeprefix(OWN_FOLDER).rstrip("/").split("/")[-1]
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """One data set. `None` means: read from the files."""

@@ -27,13 +27,14 @@ from delt.analysis.sets import HEADS, FeatureSet, Measures, cells, measured, not
 from delt.artifacts.teacher import Teacher
 from delt.data.images import RealSet
 from delt.data.load import open_set
+from delt.data.specs import short_name
 from delt.errors import ConfigError, DataError, DeltError, unknown
 from delt.lab.live import LiveRun
 from delt.lab.page import save_html
 from delt.lab.panel import ROW, words
 from delt.lab.sheet import grid
 from delt.lab.state import State
-from delt.lab.trajectory import data_name, opened
+from delt.lab.trajectory import opened
 from delt.lab.view import View
 from delt.models import zoo
 from delt.plots.style import class_colours, set_styles
@@ -143,7 +144,8 @@ class DiversityExplorer(ipywidgets.VBox):
                 error = self._outcome(features, perplexity)
                 if turn == self._turn:  # else a newer wish is on its way and will have its own
                     self._settle(error)
-        atexit.unregister(self._leave)
+        if turn == self._turn:  # the last one to work
+            atexit.unregister(self._leave)
 
     def _outcome(self, features: str, perplexity: float) -> str:
         """Measure; why it could not be done, or ""."""
@@ -157,11 +159,14 @@ class DiversityExplorer(ipywidgets.VBox):
         return ""
 
     def _settle(self, error: str) -> None:
+        """Show what was measured, or why it was not."""
         self.error, self.settled = error, True
-        self.says.value = words(
-            error or "Point at a dot to see its image; click or draw around dots to list them.", "delt-failed" if error else ""
-        )
-        self._draw()
+        try:
+            self._draw()
+        except Exception:  # as above
+            self.error = traceback.format_exc()
+        how_to = "Point at a dot to see its image; click or draw around dots to list them."
+        self.says.value = words(self.error, "delt-failed") if self.error else words(how_to)
 
     def _leave(self) -> None:
         self._turn += 1
@@ -264,7 +269,7 @@ class DiversityExplorer(ipywidgets.VBox):
         self._ready()
         styles = set_styles(row.name for row in self.rows)
         facts = [(styles[row.name].label, _in_words(row)) for row in self.rows]
-        title = f"{styles[self.shown.name].label} on {data_name(self.teacher.card.dataset)}, among real images"
+        title = f"{styles[self.shown.name].label} on {short_name(self.teacher.card.dataset)}, among real images"
         view = View(kind="scatter", state=self.view.state, sheets=self.view.sheets)
         about = f"t-SNE of {self._features_in_words()}, perplexity {self._known[1]:g}. {'; '.join(notes(self.real))}."
         return save_html(path, title, about, [view], facts)

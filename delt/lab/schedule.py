@@ -21,13 +21,12 @@ from delt import plots
 from delt.analysis.speed import Speed, duration, groups_of, measure
 from delt.config import RunConfig
 from delt.data.load import shape_of
-from delt.data.specs import spec_of
+from delt.data.specs import short_name, spec_of
 from delt.errors import ConfigError, DeltError
 from delt.lab.dials import SHORT, Dials
 from delt.lab.page import save_html
 from delt.lab.panel import ROW, RunPanel, words
 from delt.lab.state import schedule_state
-from delt.lab.trajectory import data_name
 from delt.lab.view import View
 from delt.methods import changed, configure
 from delt.runtime import resolve
@@ -202,7 +201,7 @@ class ScheduleExplorer(ipywidgets.VBox):
 
     @property
     def _folder(self) -> str:
-        return f"{data_name(self.base.dataset)}-{self.base.method}-{self.base.preset}-{self.dials.slug}"
+        return f"{short_name(self.base.dataset)}-{self.base.method}-{self.base.preset}-{self.dials.slug}"
 
     @property
     def running(self) -> bool:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from delt import plots
 from delt.analysis.table import schedule_of
 from delt.artifacts.snapshots import Snapshots
-from delt.data.specs import OWN_FOLDER
+from delt.data.specs import short_name
 from delt.errors import DataError, RunError
 from delt.lab.live import LiveRun
 from delt.lab.page import save_html
@@ -37,7 +37,7 @@ class TrajectoryExplorer(ipywidgets.VBox):
 
     def __init__(self, run: Run | LiveRun | Path | str) -> None:
         run = opened(run)
-        self.title = f"{run.config.method} on {data_name(run.config.dataset)}, {run.config.ipc} images per class"
+        self.title = f"{run.config.method} on {short_name(run.config.dataset)}, {run.config.ipc} images per class"
         self.trajectory = trajectory_of(run)
         self.view = follow(View(kind="frames"), self.trajectory)
         super().__init__([self.view])
@@ -101,11 +101,6 @@ def opened(run: Run | LiveRun | Path | str) -> Run | LiveRun:
     if not isinstance(run, (Path, str)):
         raise RunError(f"run is {run!r}; allowed are what delt.load or delt.run return, a live run, or a run folder")
     return load(run)
-
-
-def data_name(dataset: str) -> str:
-    """What a data set is called on a page that may be passed on: of an own folder its name alone."""
-    return dataset.removeprefix(OWN_FOLDER).rstrip("/").split("/")[-1]
 
 
 def trajectory_of(run: Run | LiveRun) -> Trajectory:

@@ -127,7 +127,7 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
         numbers = np.array([[_short(value) for value in row] for row in matrix]) if len(part) <= ANNOTATED else False
         bare = {"square": True, "cbar": False, "xticklabels": False, "yticklabels": False}
         seaborn.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap="cividis", annot=numbers, fmt="", annot_kws={"fontsize": 7}, **bare)
-        mean = known_mean(matrix)
+        mean = _mean(matrix)
         ax.set_title(elided(styles[found.name].label, int(side / LETTER)) + ("" if mean is None else f"\nmean {mean:.3f}"))
         _mark_sub_batches(ax, part)
     for ax in panels.flat[len(sets) :]:
@@ -141,7 +141,7 @@ def _short(value: float) -> str:
     return f"{value:.2f}".replace("0.", ".", 1) if np.isfinite(value) else ""
 
 
-def known_mean(matrix: np.ndarray) -> float | None:
+def _mean(matrix: np.ndarray) -> float | None:
     """Mean of the entries that are numbers; None where there is none."""
     return float(np.nanmean(matrix)) if np.isfinite(matrix).any() else None
 
