@@ -95,6 +95,9 @@ class TeacherConfig(Section):
 
     arch: str = option("resnet18", "teacher architecture (`delt models` lists them)")
     width: int | None = option(None, "channels of the first stage (default: the architecture's own)", low=1, high=4096)
+    others: tuple[str, ...] = option(
+        (), "more teachers, trained alike, that recover asks in turn (G-VBSM), with a width where it matters: resnet18,convnet4-w32"
+    )
     weights: str = option(
         "train",
         "train, or load instead: a run's teacher, a .safetensors/.pth state dict, or a torchvision weight name (IMAGENET1K_V1)",
@@ -132,7 +135,7 @@ class RecoverConfig(Section):
 
     Where the published program and a repaired one differ, one field says so; `--fidelity strict` sets all of
     them to the published value:
-    `adam_steps`, `group_cut`, `drop_empty_rounds`, `save`.
+    `adam_steps`, `group_cut`, `drop_empty_rounds`, `save`, `average_start`.
     """
 
     iterations: int = option(4000, "MI: pixel updates of the earliest images; 0 keeps the starting images", low=0)
@@ -144,14 +147,29 @@ class RecoverConfig(Section):
     beta1: float = option(0.5, "Adam's first moment decay", low=0, high=0.9999)
     beta2: float = option(0.9, "Adam's second moment decay", low=0, high=0.9999)
     bn_weight: float = option(0.01, "weight of the BatchNorm-statistics term (r_bn)", low=0)
-    first_bn_multiplier: float = option(10.0, "extra weight of the first BatchNorm layer", low=0)
+    first_bn_multiplier: float = option(10.0, "extra weight of the first BatchNorm layer (of the first convolution in bn+conv)", low=0)
+    match: str = option(
+        "bn", "statistics that are matched: bn (SRe2L), or those of every convolution's input, too (G-VBSM)", choices=("bn", "bn+conv")
+    )
+    average: float = option(0.0, "moving average of the measured statistics: the share that the past keeps (G-VBSM)", low=0, high=0.9999)
+    average_start: str = option(
+        "first", "what the moving average starts from: the first measurement, or zero (published)", choices=("first", "zero")
+    )
+    drop: float = option(0.0, "probability that a convolution's statistics are left out of an iteration (G-VBSM)", low=0, high=1)
+    densify: float = option(0.0, "weight of data densification, which keeps a class's images from being alike (G-VBSM)", low=0)
     jitter: int = option(0, "largest circular shift in pixels", low=0)
+    pad: int = option(0, "shift by up to so many pixels over a zero border instead of cropping and resizing (G-VBSM's CIFAR)", low=0)
     flip: bool | None = option(None, "mirror half of the iterations' images (default: where the data set allows it)")
     curriculum: str = option(
         "cosine", "how the smallest crop falls from 1 to min_crop (CDA); none is SRe2L", choices=("cosine", "linear", "step", "none")
     )
     milestone: float = option(1.0, "share of the iterations in which the curriculum reaches min_crop", low=0, high=1)
     min_crop: float = option(0.08, "smallest area share of a random crop", low=0.01, high=1)
+    stages: int = option(
+        1, "equally long stages, each with a fresh Adam; between two the images are blended with their start (FADRM)", low=1
+    )
+    small_side: float = option(1.0, "side of the images in every other stage, the last being full: a share of it (FADRM)", low=0.1, high=1)
+    residual: float = option(0.5, "share of the starting image in the blend between two stages (FADRM)", low=0, high=1)
     grouping: str = option(
         "class",
         "class: a group holds whole classes (DELT); mixed: one image of each of many classes (SRe2L, CDA)",
@@ -262,6 +280,7 @@ FIDELITY: dict[str, dict[str, Any]] = {
         "recover_group_cut": "contiguous",
         "recover_drop_empty_rounds": True,
         "recover_save": "jpeg75",
+        "recover_average_start": "zero",
     },
 }
 
@@ -272,6 +291,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {  # a minute on two CPU cores with digits
         **_SMALL,
         "teacher_width": 32,
+        "teacher_others": ["convnet4-w32", "resnet18-w16"],  # where a method has others
         "teacher_epochs": 40,
         "iterations": 400,
         "evaluate_epochs": 120,
@@ -280,6 +300,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {  # seconds: proves that everything works, and nothing about quality
         **_SMALL,
         "teacher_width": 8,
+        "teacher_others": ["convnet4-w8"],
         "teacher_epochs": 2,
         "teacher_min_accuracy": 0.0,
         "rank_images": 50,

@@ -29,13 +29,13 @@ from delt.artifacts.scores import Score, Scores
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
-from delt.config import RunConfig, flatten
+from delt.config import RunConfig, TeacherConfig, flatten
 from delt.data.images import RealSet
 from delt.data.load import open_set, require_images
 from delt.data.specs import OWN_FOLDER, spec_of
 from delt.errors import IntegrityError, RunError, Stopped, TeacherError, unknown
 from delt.methods import control_of
-from delt.models.zoo import build, has_batchnorm
+from delt.models.zoo import build, has_batchnorm, named, require_side
 from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
 from delt.results import Run, load
@@ -44,10 +44,11 @@ from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_
 from delt.stages.rank import rank, render
 from delt.stages.recover import recover
 from delt.stages.relabel import relabel
-from delt.stages.squeeze import check_strength, make_teacher
+from delt.stages.squeeze import backbones, check_strength, make_teacher, remember
 
 STAGES = ("squeeze", "rank", "recover", "relabel", "evaluate")
 Keys = dict[str, Any]  # what a stage's result depends on
+Teachers = tuple[Teacher, ...]  # the first ranks and names the classes; recover asks all of them in turn
 
 
 def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener: Emit | None = None, watch: bool = False) -> Run:
@@ -118,13 +119,13 @@ class Pipeline:
         tiles = 1 if self.config.rank.keep == "noise" else self.config.rank.factor**2
         require_images(self.real, self.config.ipc * tiles)
         self.write_config()
-        teacher = self.teacher()
-        parts = [self, *(self.controls(teacher) if "evaluate" in stages else [])]
+        teachers = self.squeeze()
+        parts = [self, *(self.controls(teachers) if "evaluate" in stages else [])]
         for part in parts:
-            part.synthesis(teacher, stages)
+            part.synthesis(teachers, stages)
         if "evaluate" in stages:
-            self.evaluate(parts, teacher)
-            self.measure_diversity(teacher)
+            self.evaluate(parts, teachers)
+            self.measure_diversity(teachers[0])
             for part in reversed(parts):  # the run's own manifest is the very last file
                 part.finish()
 
@@ -160,36 +161,46 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------ stages
 
-    def teacher(self) -> Teacher:
-        """Squeeze, or the standing teacher, or the cached one; saved before it is judged, so that it is never lost."""
-        keys = self.squeeze_keys()
-        how = "standing"
+    def squeeze(self) -> Teachers:
+        """The teachers, standing, cached or made; saved before they are judged, so that none is ever lost."""
+        keys, wanted = self.squeeze_keys(), backbones(self.config.teacher)
+        how = dict.fromkeys(wanted, "standing")
         if not self.folder.standing("squeeze", keys):
-            key = cache.key_of(**keys, **self.machine_keys(), torch=machine(self.config.runtime)["torch"])
-            with cache.alone(key, lambda: self.emit({"message": "another run trains the same teacher: waiting for it"})):
-                with self.stage("squeeze", keys) as (job, files):
-                    cached = cache.load_teacher(key) if self.config.teacher.weights == "train" else None
-                    teacher = cached or make_teacher(self.real, self.config.teacher, job)
-                    how = "from the cache" if cached else teacher.card.source
-                    path = teacher.save(self.folder.path / "teachers")
+            with self.stage("squeeze", keys) as (job, files):
+                for name, config in wanted.items():
+                    teacher, how[name] = self.squeezed(config, replace(job, work=job.work and job.work / name))
+                    path = teacher.save(self.folder.path / "teachers", name)
                     files += [path, path.with_suffix(".json")]
-                if how == "trained":
-                    cache.keep_teacher(key, teacher)
-        teacher = Teacher.load(self.folder.path / "teachers")
-        card = teacher.card
-        width = f" of width {card.width}" if card.width else ""
-        self.emit({"message": f"teacher: {card.arch}{width} ({how}), {card.accuracy:.2f} % on the test images of {card.dataset}"})
-        check_strength(card, self.real, self.config.teacher)
-        return teacher
+        teachers = tuple(Teacher.load(self.folder.path / "teachers" / f"{name}.safetensors") for name in wanted)
+        for (name, config), teacher in zip(wanted.items(), teachers, strict=True):
+            card = teacher.card
+            width = f" of width {card.width}" if card.width else ""
+            self.emit({"message": f"teacher: {card.arch}{width} ({how[name]}), {card.accuracy:.2f} % on the test images of {card.dataset}"})
+            check_strength(card, self.real, config)
+        return teachers
 
-    def synthesis(self, teacher: Teacher, stages: tuple[str, ...]) -> None:
+    def squeezed(self, config: TeacherConfig, job: Job) -> tuple[Teacher, str]:
+        """One teacher, and where it came from."""
+        flat = flatten(replace(self.config, teacher=config))
+        causes = {name: flat[name] for name in self.squeeze_keys() if name in flat and name != "teacher_others"}
+        causes |= {"data_fingerprint": self.real.fingerprint, "torch": machine(self.config.runtime)["torch"]}
+        key = cache.key_of(**causes, **self.machine_keys())
+        with cache.alone(key, lambda: self.emit({"message": "another run trains the same teacher: waiting for it"})):
+            if config.weights == "train" and (cached := cache.load_teacher(key)):
+                return cached, "from the cache"
+            teacher = make_teacher(self.real, config, job)
+            if config.weights == "train":
+                cache.keep_teacher(key, teacher)
+            return teacher, teacher.card.source
+
+    def synthesis(self, teachers: Teachers, stages: tuple[str, ...]) -> None:
         """Rank, recover and relabel, as far as they are wanted and do not stand."""
-        wanted = "recover" in stages and not self.folder.standing("recover", self.recover_keys(teacher))
-        patches = self.rank(teacher, wanted) if "rank" in stages else None
+        wanted = "recover" in stages and not self.folder.standing("recover", self.recover_keys(teachers))
+        patches = self.rank(teachers[0], wanted) if "rank" in stages else None
         if wanted and patches:
-            self.recover(teacher, patches)
+            self.recover(teachers, patches)
         if "relabel" in stages:
-            self.relabel(teacher)
+            self.relabel(teachers)
 
     def rank(self, teacher: Teacher, wanted: bool) -> Patches | None:
         """The starting images, where recover wants them or they were never ranked."""
@@ -204,10 +215,12 @@ class Pipeline:
             files += patches.ranking.save(self.folder.path) if patches.ranking else []
         return patches
 
-    def recover(self, teacher: Teacher, patches: Patches) -> None:
+    def recover(self, teachers: Teachers, patches: Patches) -> None:
         """Optimise the images and write them with their history."""
-        with self.stage("recover", self.recover_keys(teacher)) as (job, files):
-            synthetic = recover(teacher, patches, self.config.recover, job)
+        with self.stage("recover", self.recover_keys(teachers)) as (job, files):
+            if self.config.recover.match == "bn+conv" and self.config.recover.iterations:
+                teachers = tuple(remember(teacher, self.real, job) for teacher in teachers)
+            synthetic = recover(teachers[0], patches, self.config.recover, job, teachers[1:])
             if not synthetic.complete:
                 self.keep_partial(synthetic)
                 raise Stopped(partial=synthetic)
@@ -226,21 +239,21 @@ class Pipeline:
         if synthetic.snapshots:
             synthetic.snapshots.save(folder)
 
-    def relabel(self, teacher: Teacher) -> None:
+    def relabel(self, teachers: Teachers) -> None:
         """Store soft labels where they are stored."""
         keys = self.identity() | self.keys(prefix="relabel_")
         if self.stands("relabel", keys):
             return
         with self.stage("relabel", keys) as (job, files):
             synthetic = SyntheticSet.load(self.folder.path)
-            files += relabel(teacher, synthetic, self.config.relabel, job, self.config.evaluate.recipe).save(self.folder.path)
+            files += relabel(teachers[0], synthetic, self.config.relabel, job, self.config.evaluate.recipe).save(self.folder.path)
 
-    def evaluate(self, parts: list[Pipeline], teacher: Teacher) -> None:
+    def evaluate(self, parts: list[Pipeline], teachers: Teachers) -> None:
         """Train the students of all sets together, so that no core waits for another set's turn."""
         work = self.folder.work("evaluate", self.evaluate_keys() | self.machine_keys())
         job = Job(self.config.seed, self.config.runtime, work, self.emit, self.pool)
-        full = full_tasks(self.real, SoftLabels(teacher, ""), self.config.evaluate, job) if self.config.evaluate.full else []
-        tasks = [*(task for part in parts for task in part.students(teacher, job)), *full]
+        full = full_tasks(self.real, SoftLabels(teachers[0], ""), self.config.evaluate, job) if self.config.evaluate.full else []
+        tasks = [*(task for part in parts for task in part.students(teachers, job)), *full]
         begun, known = time.monotonic(), self.known_scores()
         known.add(row for task in full if (row := cache.load_score(self.full_key(task))))
         rows = run_students(tasks, job, known.rows)
@@ -251,10 +264,10 @@ class Pipeline:
             own = rows if part is self else [row for row in rows if row.set == part.set_name]
             part.keep_scores(own, time.monotonic() - begun)
 
-    def students(self, teacher: Teacher, job: Job) -> list[StudentTask]:
+    def students(self, teachers: Teachers, job: Job) -> list[StudentTask]:
         """The students of this set, as values."""
         stored = self.config.relabel.mode == "stored"
-        soft = SoftLabels.load(self.folder.path, teacher) if stored else SoftLabels(teacher, "")
+        soft = SoftLabels.load(self.folder.path, teachers[0]) if stored else SoftLabels(teachers[0], "")
         return student_tasks(SyntheticSet.load(self.folder.path), soft, self.real.test, self.config.evaluate, job, name=self.set_name)
 
     def known_scores(self) -> Scores:
@@ -324,20 +337,21 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------ controls
 
-    def controls(self, teacher: Teacher) -> list[Pipeline]:
-        """The runs beside this one, each a folder of its own with the same teacher."""
+    def controls(self, teachers: Teachers) -> list[Pipeline]:
+        """The runs beside this one, each a folder of its own with the same teachers."""
         found = ((name, control_of(self.config, name)) for name in self.config.evaluate.controls)
-        return [self.control(name, config, teacher) for name, config in found if config]
+        return [self.control(name, config, teachers) for name, config in found if config]
 
-    def control(self, name: str, config: RunConfig, teacher: Teacher) -> Pipeline:
-        """The pipeline of one control, its teacher in place."""
+    def control(self, name: str, config: RunConfig, teachers: Teachers) -> Pipeline:
+        """The pipeline of one control, its teachers in place."""
         folder = self.folder.control(name)
         part = Pipeline(config, folder, self.pool, self.emit, name, self.real)
         part.refuse_changes()
-        keys = {"teacher": teacher.digest()}
+        keys = {"teacher": teachers[0].digest()} | _digests(teachers[1:])
         if not folder.standing("squeeze", keys):
-            path = teacher.save(folder.path / "teachers")
-            folder.commit("squeeze", keys, [path, path.with_suffix(".json")], 0.0, 0)
+            named = zip(backbones(config.teacher), teachers, strict=True)
+            paths = [teacher.save(folder.path / "teachers", name) for name, teacher in named]
+            folder.commit("squeeze", keys, [*paths, *(path.with_suffix(".json") for path in paths)], 0.0, 0)
         part.write_config()
         return part
 
@@ -359,8 +373,9 @@ class Pipeline:
     def rank_keys(self, teacher: Teacher) -> Keys:
         return self.keys("ipc", "seed", prefix="rank_") | {"teacher": teacher.digest()}
 
-    def recover_keys(self, teacher: Teacher) -> Keys:
-        return self.rank_keys(teacher) | self.keys("iterations", "round_iterations", "sub_batches", prefix="recover_")
+    def recover_keys(self, teachers: Teachers) -> Keys:
+        own = self.keys("iterations", "round_iterations", "sub_batches", prefix="recover_")
+        return self.rank_keys(teachers[0]) | _digests(teachers[1:]) | own
 
     def identity(self) -> Keys:
         """The standing synthetic set, by its content."""
@@ -395,6 +410,11 @@ class Pipeline:
         finally:
             watch.note()
         self.folder.commit(name, keys, files, watch.seconds, peak_memory(self.config.runtime))
+
+
+def _digests(others: Teachers) -> Keys:
+    """The teachers beside the first, by their content; nothing where there are none."""
+    return {"others": [teacher.digest() for teacher in others]} if others else {}
 
 
 class Stopwatch:
@@ -446,9 +466,12 @@ def check_names(config: RunConfig) -> None:
     """
     spec = spec_of(config.dataset)
     classes, channels, size = spec.count or 2, spec.channels or 3, config.data.size or spec.size or 64
-    for arch in {*config.evaluate.students, config.evaluate.features} - {"teacher"}:
-        build(arch, classes, channels, size)
-    if not has_batchnorm(build(config.teacher.arch, classes, channels, size, config.teacher.width)):
-        raise TeacherError(
-            f"teacher_arch {config.teacher.arch} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do"
-        )
+    for arch, width in (named(name) for name in {*config.evaluate.students, config.evaluate.features} - {"teacher"}):
+        build(arch, classes, channels, size, width)
+    for name, own in backbones(config.teacher).items():
+        model = build(own.arch, classes, channels, size, own.width)
+        if not has_batchnorm(model):
+            which = f"teacher_arch {own.arch}" if name == "teacher" else f"{name} of teacher_others"
+            raise TeacherError(f"{which} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
+        if config.recover.stages > 1 and config.recover.small_side < 1:
+            require_side(model, own.arch, channels, max(1, round(size * config.recover.small_side)))

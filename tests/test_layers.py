@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "delt"
 FLOORS = [  # from the ground up; a module imports from its own room and from floors below
     {"errors"},
     {"schedule"},
-    {"config", "recipes", "grouping", "storage", "coresets"},
+    {"config", "recipes", "grouping", "storage", "coresets", "densification"},
     {"runtime"},
     {"data"},
     {"models"},
@@ -34,6 +34,7 @@ CORE = {
     "recipes",
     "grouping",
     "coresets",
+    "densification",
     "storage",
     "runtime",
     "data",

@@ -177,6 +177,48 @@ def test_published_rows():
     assert configure("digits", method="rded").recover.iterations == 0
 
 
+def test_published_rows_of_gvbsm():
+    large = configure("imagenet-1k", method="gvbsm", ipc=10)
+    assert large.teacher.others == ("mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5") and large.teacher.arch == "resnet18"
+    recover = large.recover
+    assert (recover.match, recover.densify, recover.sub_batches, recover.group_size) == ("bn+conv", 1.0, 1, 80)
+    assert (recover.lr, recover.bn_weight, recover.average, recover.drop, recover.pad, recover.jitter) == (0.1, 0.01, 0.4, 0.0, 0, 32)
+    assert large.rank.keep == "noise" and recover.iterations == 4000 and recover.curriculum == "none"
+    for name, pad in (("cifar10", 4), ("cifar100", 4), ("tiny-imagenet", 8)):
+        small = configure(name, method="gvbsm").recover
+        assert (small.lr, small.average, small.drop, small.pad, small.group_size) == (0.05, 0.8, 0.4, pad, 100)
+    assert configure("cifar10", method="gvbsm", fidelity="strict").recover.average_start == "zero"
+    late = configure("cifar10", method="delt+gvbsm", ipc=10).recover
+    assert (late.match, late.sub_batches) == ("bn+conv", 8)
+
+
+def test_published_rows_of_fadrm():
+    large = configure("imagenet-1k", method="fadrm", ipc=10)
+    recover = large.recover
+    assert (large.rank.keep, recover.grouping, recover.stages, recover.iterations, recover.residual) == ("medium", "mixed", 4, 2000, 0.5)
+    assert round(224 * recover.small_side) == 200 and (recover.lr, recover.curriculum, recover.min_crop) == (0.25, "none", 0.08)
+    tiny, nette = configure("tiny-imagenet", method="fadrm").recover, configure("imagenette", method="fadrm").recover
+    assert (tiny.stages, tiny.iterations, tiny.lr, tiny.small_side) == (2, 1000, 0.01, 1.0) and nette.lr == 0.05
+
+
+def test_a_short_preset_shortens_a_method_and_shrinks_its_teachers():
+    assert configure("digits", method="fadrm", preset="demo").recover.iterations == 400
+    assert configure("cifar100", method="sre2l").recover.iterations == 1000
+    assert configure("cifar100", method="sre2l", preset="smoke").recover.iterations == 20
+    assert configure("cifar10", method="gvbsm", preset="demo").teacher.others == ("convnet4-w32", "resnet18-w16")
+    assert configure("cifar10", method="delt", preset="demo").teacher.others == ()
+    assert configure("cifar10", method="gvbsm", preset="demo", teacher_others="resnet18").teacher.others == ("resnet18",)
+
+
+def test_stages_and_statistics_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match=r"recover_stages is 30 with 20 iterations; allowed are 1 to 20"):
+        configure("digits", preset="smoke", recover_stages=30)
+    with pytest.raises(ConfigError, match="bn.conv knows patches of the full size alone: give recover_small_side 1"):
+        configure("imagenet-1k", method="gvbsm", recover_stages=2, recover_small_side=0.9)
+    with pytest.raises(ConfigError, match="recover_match is 'bn', and method gvbsm means 'bn.conv'"):
+        configure("digits", method="gvbsm", recover_match="bn")
+
+
 @pytest.mark.parametrize("base", ["sre2l", "cda"])
 def test_earlylate_as_a_plug_in_changes_the_schedule_alone(base):
     plain, late = (flatten(configure("tiny-imagenet", method=name, ipc=10)) for name in (base, f"delt+{base}"))

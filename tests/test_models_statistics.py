@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from delt.models import zoo
-from delt.models.statistics import StatisticsDistance, StatisticsMatch
+from delt.models.statistics import (
+    Moments,
+    StatisticsMatch,
+    convolution_moments,
+    patch_side,
+    patches,
+    remember_convolutions,
+)
 
 
 def network(arch: str = "convnet3", channels: int = 3) -> nn.Module:
@@ -96,8 +106,27 @@ def test_packed_groups_equal_one_by_one() -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_gradcheck(groups: int) -> None:
     x = batch(3 * groups, 2)[:, :, :3, :3].clone().requires_grad_()
-    mean, var = torch.tensor([0.4, -1.0], dtype=torch.float64), torch.tensor([0.5, 2.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda given: StatisticsDistance.apply(given, mean, var, groups), (x,))
+    assert torch.autograd.gradcheck(lambda given: Moments.apply(given, groups), (x,))
+
+
+class One(nn.Module):
+    """A network that is one BatchNorm layer, which remembers these statistics."""
+
+    def __init__(self, mean: Tensor, var: Tensor) -> None:
+        super().__init__()
+        self.layer = nn.BatchNorm2d(len(mean)).to(mean.dtype)
+        self.layer.running_mean, self.layer.running_var = mean, var
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.layer(images)
+        return out
+
+
+def distance_of(x: Tensor, mean: Tensor, var: Tensor, groups: int = 1) -> Tensor:
+    with StatisticsMatch(One(mean, var), groups, 1.0) as match:
+        match._hook("layer")(nn.BatchNorm2d(len(mean)), (x,))
+        return match.collect()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -105,12 +134,12 @@ def test_a_deviation_of_zero_has_gradient_zero(dtype: torch.dtype) -> None:
     x = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=dtype).view(4, 1, 1, 1).repeat(1, 2, 2, 2).requires_grad_()  # mean 0, variance 1
     one, zero = (part[0] for part in torch.var_mean(x.detach()[:, None], dim=(0, 3, 4), correction=0))  # to the last bit
     assert torch.allclose(one, torch.ones(2, dtype=dtype)) and torch.allclose(zero, torch.zeros(2, dtype=dtype))
-    both = StatisticsDistance.apply(x, zero, one, 1)
+    both = distance_of(x, zero, one)
     assert both.item() == 0
     assert torch.equal(torch.autograd.grad(both.sum(), x)[0], torch.zeros_like(x))
-    (mean_only,) = torch.autograd.grad(StatisticsDistance.apply(x, zero + 3, one, 1).sum(), x)
+    (mean_only,) = torch.autograd.grad(distance_of(x, zero + 3, one).sum(), x)
     assert torch.allclose(mean_only, torch.full_like(x, -(0.5**0.5) / 16))  # unit vector (-1, -1) / sqrt 2 over 16 values
-    (var_only,) = torch.autograd.grad(StatisticsDistance.apply(x, zero, one + 1, 1).sum(), x)
+    (var_only,) = torch.autograd.grad(distance_of(x, zero, one + 1).sum(), x)
     assert torch.allclose(var_only, -(0.5**0.5) * 2 / 16 * x)
 
 
@@ -118,9 +147,9 @@ def test_a_deviation_of_zero_has_gradient_zero(dtype: torch.dtype) -> None:
 def test_half_precision_layers_are_measured_in_single_precision(dtype: torch.dtype) -> None:
     x = (batch(16, 4) * 3 + 20).to(dtype).requires_grad_()
     mean, var = torch.full((4,), 19.0), torch.full((4,), 5.0)
-    distance = StatisticsDistance.apply(x, mean, var, 2)
+    distance = distance_of(x, mean, var, 2)
     exact = x.detach().double().requires_grad_()
-    expected = StatisticsDistance.apply(exact, mean.double(), var.double(), 2)
+    expected = distance_of(exact, mean.double(), var.double(), 2)
     assert distance.dtype == torch.float32 and torch.allclose(distance.double(), expected, rtol=1e-5)
     (gradient,) = torch.autograd.grad(distance.sum(), x)
     (wanted,) = torch.autograd.grad(expected.sum(), exact)
@@ -160,3 +189,122 @@ def test_collect_forgets() -> None:
         second = match.collect()
         model(images)
         assert torch.equal(match.collect(), first) and not torch.equal(first, second)
+
+
+# ------------------------------------------------------------------------------------------ convolutions (G-VBSM)
+
+
+def slow_cells(x: Tensor, side: int) -> list[Tensor]:
+    """The values of each grid cell of one batch [N,C,H,W], row by row."""
+    height, width = (math.ceil(extent / side) * side for extent in x.shape[2:])
+    if (height, width) != tuple(x.shape[2:]):
+        x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+    return [x[:, :, i : i + side, j : j + side].flatten() for i in range(0, height, side) for j in range(0, width, side)]
+
+
+def slow_moments(x: Tensor, side: int) -> list[Tensor]:
+    """Channel means and variances, then those of the cells: four vectors."""
+    channels, cells = [x[:, c].flatten() for c in range(x.shape[1])], slow_cells(x, side)
+    biased = lambda values: ((values - values.mean()) ** 2).mean()  # noqa: E731
+    return [torch.stack([f(part) for part in parts]) for parts in (channels, cells) for f in (torch.mean, biased)]
+
+
+def conv_inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What every convolution and BatchNorm layer is given, in the order in which they run."""
+    caught: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, given, name=name: caught.__setitem__(name, given[0]))
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))
+    ]
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return caught
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (1, 1), (12, 4)])
+def test_patches_are_the_cells_of_a_grid(height: int, width: int) -> None:
+    x = torch.randn(3, 2, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    found, expected = patches(x, 4), slow_cells(x, 4)
+    assert found.shape == (3, len(expected), 2, 16)
+    for cell, values in enumerate(expected):
+        assert torch.allclose(found[:, cell].flatten().sort().values, values.sort().values)
+
+
+def test_patches_of_small_images_are_four_pixels_wide_and_of_large_ones_sixteen() -> None:
+    assert [patch_side(size) for size in (8, 32, 64, 65, 224)] == [4, 4, 4, 16, 16]
+
+
+def test_convolutions_remember_the_mean_of_the_batches_moments() -> None:
+    model, parts = network(), [batch(5, seed=1), batch(2, seed=2)]
+    found = remember_convolutions(model, parts, 4)
+    assert list(found) == [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    seen = [conv_inputs(model, images) for images in parts]
+    for name, value in found.items():
+        slow = [torch.cat(slow_moments(inputs[name], 4)) for inputs in seen]
+        assert torch.allclose(value.double(), (5 * slow[0] + 2 * slow[1]) / 7, atol=1e-6)
+    assert not any(layer._forward_pre_hooks for layer in model.modules())
+
+
+def slow_distance(
+    model: nn.Module,
+    remembered: dict[str, Tensor],
+    inputs: dict[str, Tensor],
+    past: dict[str, list[Tensor]],
+    dropped: set[str],
+    average: float,
+    from_zero: bool,
+    multiplier: float,
+) -> Tensor:
+    """G-VBSM's sum of norms of one group, vector by vector; `past` holds the moving averages and is brought up to date."""
+    total, first = torch.zeros((), dtype=torch.float64), next(name for name, x in inputs.items() if name in remembered)
+    for name, x in inputs.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            targets, vectors = [layer.running_mean, layer.running_var], slow_moments(x, 4)[:2]
+        else:
+            c = x.shape[1]
+            cells = (len(remembered[name]) - 2 * c) // 2
+            targets, vectors = list(remembered[name].double().split([c, c, cells, cells])), slow_moments(x, 4)
+        if name not in past:
+            past[name] = [torch.zeros_like(v) if from_zero else v.detach() for v in vectors]
+        if name in dropped:
+            continue
+        past[name] = [average * old + (1 - average) * new.detach() for old, new in zip(past[name], vectors, strict=True)]
+        for old, new, target in zip(past[name], vectors, targets, strict=True):
+            value = old + new - new.detach() if average else new
+            total = total + (value - target).norm() * (multiplier if name == first else 1.0)
+    return total
+
+
+@pytest.mark.parametrize(("average", "from_zero"), [(0.0, False), (0.8, False), (0.8, True)])
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize(("arch", "groups"), [("convnet3", 1), ("convnet3", 2), ("resnet18", 2)])
+def test_convolutions_are_matched_as_written_out(arch: str, groups: int, average: float, from_zero: bool, drop: bool) -> None:
+    model = network(arch)
+    remembered = remember_convolutions(model, [batch(6, seed=8)], 4)
+    past: list[dict[str, list[Tensor]]] = [{} for _ in range(groups)]
+    with StatisticsMatch(model, groups, 10.0, convolutions=remembered, average=average, from_zero=from_zero) as match:
+        for step in range(3):
+            images = batch(3 * groups, seed=20 + step).requires_grad_()
+            plain = images.detach().clone().requires_grad_()
+            draws = torch.rand(groups, len(match.convolutions), generator=torch.Generator().manual_seed(step)) < 0.4
+            model(images)
+            distance = match.collect(draws if drop else None)
+            (gradient,) = torch.autograd.grad(distance.sum(), images)
+            expected = []
+            for g in range(groups):
+                gone = {name for name, out in zip(match.convolutions, draws[g].tolist(), strict=True) if out and drop}
+                inputs = {name: x[g::groups] for name, x in conv_inputs(model, plain).items()}
+                expected.append(slow_distance(model, remembered, inputs, past[g], gone, average, from_zero, 10.0))
+            (wanted,) = torch.autograd.grad(torch.stack(expected).sum(), plain)
+            assert torch.allclose(distance, torch.stack(expected), rtol=1e-6)
+            assert (gradient - wanted).abs().max() < 1e-6 * max(1, wanted.abs().max().item())
+
+
+def test_the_moments_of_a_convolution_lie_end_to_end_and_its_gradient_is_right() -> None:
+    x = batch(4, 2)[:, :, :5, :5].clone().requires_grad_()
+    assert torch.allclose(convolution_moments(x, 4)[0], torch.cat(slow_moments(x, 4)))
+    assert torch.autograd.gradcheck(lambda given: convolution_moments(given, 4, 2), (x,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_models_statistics import conv_inputs, slow_distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
@@ -23,7 +25,8 @@ from delt.data.images import denormalise, normalise
 from delt.errors import ConfigError, DeltError, Stopped
 from delt.grouping import Group, make_groups
 from delt.models import zoo
-from delt.runtime import Job, Pool, resolve
+from delt.models.statistics import remember_convolutions
+from delt.runtime import Job, Pool, resolve, stream
 from delt.schedule import plan
 from delt.stages import recover as module
 from delt.stages.recover import PackTask, State, Step, jpeg75, kept_pixels, record_iterations, recover
@@ -31,9 +34,9 @@ from delt.stages.recover import PackTask, State, Step, jpeg75, kept_pixels, reco
 CLASSES, SIZE = 3, 8
 
 
-def make_teacher(channels: int = 3, std: float = 0.25, classes: int = CLASSES) -> Teacher:
+def make_teacher(arch: str = "convnet3", channels: int = 3, std: float = 0.25, classes: int = CLASSES) -> Teacher:
     """A tiny network with random BatchNorm statistics."""
-    model = zoo.build("convnet3", classes, channels, SIZE, width=4, generator_seed=1)
+    model = zoo.build(arch, classes, channels, SIZE, width=4, generator_seed=1)
     draws = torch.Generator().manual_seed(2)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -41,7 +44,7 @@ def make_teacher(channels: int = 3, std: float = 0.25, classes: int = CLASSES) -
             layer.running_var = torch.rand(layer.num_features, generator=draws) + 0.5
     mean = (0.5, 0.4375, 0.375)[:channels]
     names = tuple(f"class {c}" for c in range(classes))
-    return Teacher(model, TeacherCard("convnet3", 4, names, channels, SIZE, mean, (std,) * channels, True, "toy", 99.0, "trained", "", {}))
+    return Teacher(model, TeacherCard(arch, 4, names, channels, SIZE, mean, (std,) * channels, True, "toy", 99.0, "trained", "", {}))
 
 
 def make_patches(ipc: int, channels: int = 3, classes: int = CLASSES) -> Patches:
@@ -63,7 +66,7 @@ def task_of(teacher: Teacher, groups: list[Group], settings: RecoverConfig, ipc:
     patches = make_patches(ipc, teacher.card.channels, len(teacher.card.classes))
     iterations = groups[0].schedule.iterations
     rows = patches.of(module.interleaved(groups))
-    return PackTask(teacher, groups, rows, settings, frozenset(range(CLASSES)), (0,), iterations, job(seed))
+    return PackTask((teacher,), groups, rows, settings, frozenset(range(CLASSES)), (0,), iterations, job(seed))
 
 
 def same(a: SyntheticSet, b: SyntheticSet) -> bool:
@@ -171,7 +174,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("name", "channels"), [*((name, 3) for name in CASES), ("fixed", 1), ("strict", 1)])
 def test_the_whole_run_is_the_slow_references(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher, settings, ipc = make_teacher(channels), config(**CASES[name]), 4
+    teacher, settings, ipc = make_teacher(channels=channels), config(**CASES[name]), 4
     teacher.model.double()
     patches = make_patches(ipc, channels)
     assert patches.images is not None
@@ -184,7 +187,7 @@ def test_the_whole_run_is_the_slow_references(name: str, channels: int, monkeypa
     for floats, (group,) in zip(caught, packs, strict=True):
         rows = [c * ipc + i for c, i in group.members]
         start = normalise(patches.images[rows], teacher.card.mean, teacher.card.std, torch.float64)
-        step = Step(task_of(teacher, [group], settings, ipc), teacher, torch.device("cpu"))
+        step = Step(task_of(teacher, [group], settings, ipc), torch.device("cpu"))
         expected = slow_group(teacher, group, start, settings, step)
         assert (expected - start).abs().max() > 0.02
         assert (floats - expected).abs().max() < 1e-5
@@ -219,7 +222,7 @@ def test_draws_follow_the_settings_and_differ_from_group_to_group_and_step_to_st
     groups, total = make_groups(CLASSES, plan(400, 1), group_size=1), 400
 
     def draws(k: int = 0, times: range = range(total), **changes: Any) -> list[list[int]]:
-        step = Step(task_of(make_teacher(), groups[:1], config(**changes), 1), make_teacher(), torch.device("cpu"))
+        step = Step(task_of(make_teacher(), groups[:1], config(**changes), 1), torch.device("cpu"))
         drawn = [step.draw(groups[k], t, 0, t, total) for t in times]
         return [[*box.tolist(), int(flip), *shift.tolist()] for box, flip, shift in drawn]
 
@@ -238,6 +241,135 @@ def test_draws_follow_the_settings_and_differ_from_group_to_group_and_step_to_st
     assert all(row[4] == 0 for row in draws(flip=None))
 
 
+# ------------------------------------------------------------------------------------------ several teachers, stages
+
+
+def make_others() -> list[Teacher]:
+    """A deeper one and a wider one beside the teacher, that remember convolutions, in float64."""
+    found = []
+    for arch, width in (("convnet3", 4), ("convnet4", 3), ("resnet18", 2)):
+        model = zoo.build(arch, CLASSES, 3, SIZE, width=width, generator_seed=width).double().eval()
+        images = torch.randn(6, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
+        found.append(Teacher(model, replace(make_teacher().card, arch=arch, width=width), remember_convolutions(model, [images], 4)))
+    return found
+
+
+def shifted(images: Tensor, drawn: tuple[Tensor, Tensor, Tensor], pad: int) -> Tensor:
+    box, flip, shift = drawn
+    top, left = (pad + box[:2]).tolist()
+    out = F.pad(images, [pad] * 4)[:, :, top : top + SIZE, left : left + SIZE]
+    return torch.roll(out.flip(-1) if bool(flip) else out, shift.tolist(), (2, 3))
+
+
+def slow_density(views: Tensor, labels: Tensor) -> Tensor:
+    """G-VBSM's data densification, class by class, with the general eigenvalues of a plain matrix."""
+    total = torch.zeros((), dtype=torch.float64)
+    for label in labels.unique():
+        points = views[labels == label].flatten(1)
+        values = torch.linalg.eigvals(points @ points.T).real
+        q, p = (values / 4).softmax(0).detach(), values.softmax(0)
+        total = total + sum(a * (a.log() - b.log()) for a, b in zip(q, p, strict=True) if a > 0)
+    return total
+
+
+@pytest.mark.parametrize("start", ["first", "zero"])
+def test_gvbsm_is_its_slow_reference(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teachers, ipc = make_others(), 2
+    own = {"match": "bn+conv", "average": 0.8, "average_start": start, "drop": 0.4, "densify": 1.0, "pad": 2}
+    settings = config(iterations=8, sub_batches=2, group_size=4, lr=0.05, bn_weight=0.1, **own)
+    patches = make_patches(ipc)
+    assert patches.images is not None
+    caught = in_double(monkeypatch)
+    recover(teachers[0], patches, settings, job(seed=3), teachers[1:])
+    for floats, group in zip(caught, make_groups(CLASSES, plan(8, ipc, None, 2), group_size=4), strict=True):
+        rows, schedule = [c * ipc + i for c, i in group.members], group.schedule
+        labels = torch.tensor([c for c, _ in group.members])
+        images = normalise(patches.images[rows], teachers[0].card.mean, teachers[0].card.std, torch.float64)
+        parts = [part.clone().requires_grad_() for part in images.split(list(schedule.sizes))]
+        optimisers = [torch.optim.Adam([part], betas=(settings.beta1, settings.beta2)) for part in parts]
+        step = Step(task_of(teachers[0], [group], settings, ipc, seed=3), torch.device("cpu"))
+        past: list[dict[str, list[Tensor]]] = [{} for _ in teachers]
+        for t in range(8):
+            teacher, own_past = teachers[t % 3], past[t % 3]
+            joined = [k for k in range(2) if t >= schedule.joins[k]]
+            views = shifted(torch.cat([parts[k] for k in joined]), step.draw(group, t, 0, t, 8), 2)
+            names = [name for name, layer in teacher.model.named_modules() if isinstance(layer, nn.Conv2d)]
+            draws = torch.rand(len(names), generator=stream(3, "drop", group.key, t)) < 0.4
+            dropped = {name for name, out in zip(names, draws.tolist(), strict=True) if out}
+            inputs = conv_inputs(teacher.model, views)
+            distance = slow_distance(teacher.model, teacher.convolutions, inputs, own_past, dropped, 0.8, start == "zero", 10.0)
+            loss = F.cross_entropy(teacher.model(views), labels[: len(views)]) + 0.1 * distance
+            loss = loss + slow_density(views, labels[: len(views)])
+            for part, gradient in zip(parts, torch.autograd.grad(loss, [parts[k] for k in joined]), strict=False):
+                part.grad = gradient
+            for k in joined:
+                optimisers[k].param_groups[0]["lr"] = 0.05 * 0.5 * (1 + math.cos(math.pi * t / 8))
+                optimisers[k].step()
+                with torch.no_grad():
+                    parts[k].clamp_(step.low, step.high)
+        expected = torch.cat([part.detach() for part in parts])
+        assert (expected - images).abs().max() > 0.02 and (floats - expected).abs().max() < 1e-5
+
+
+def test_teachers_take_turns() -> None:
+    teachers = make_others()
+    asked: list[int] = []
+    for k, teacher in enumerate(teachers):
+        teacher.model.float().register_forward_hook(lambda *_, k=k: asked.append(k))
+    recover(teachers[0], make_patches(2), config(iterations=5, sub_batches=1), job(), teachers[1:])
+    assert asked == [0, 1, 2, 0, 1]
+
+
+def test_without_remembered_convolutions_they_cannot_be_matched() -> None:
+    with pytest.raises(ConfigError, match=r"remembers no convolutions: call squeeze\.remember"):
+        recover(make_teacher(), make_patches(2), config(match="bn+conv", sub_batches=1), job())
+
+
+@pytest.mark.parametrize("sub_batches", [1, 3])
+@pytest.mark.parametrize("side", [1.0, 0.75])
+def test_fadrm_is_its_slow_reference(side: float, sub_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four stages at two sizes: resize, blend what moved with its patch, begin Adam anew; one cosine over all."""
+    teacher, ipc = make_others()[2], 3
+    settings = config(iterations=8, sub_batches=sub_batches, stages=4, small_side=side, residual=0.3, curriculum="none", min_crop=0.4)
+    patches = make_patches(ipc)
+    assert patches.images is not None
+    caught = in_double(monkeypatch)
+    made = recover(teacher, patches, settings, job())
+    (group,) = make_groups(CLASSES, plan(8, ipc, None, sub_batches))
+    rows, schedule = [c * ipc + i for c, i in group.members], group.schedule
+    labels = torch.tensor([c for c, _ in group.members])
+    start = normalise(patches.images[rows], teacher.card.mean, teacher.card.std, torch.float64)
+    resize = lambda images, size: F.interpolate(images, (size, size), mode="bilinear", align_corners=False)  # noqa: E731
+    step = Step(task_of(teacher, [group], settings, ipc), torch.device("cpu"))
+    inputs: dict[nn.Module, Tensor] = {}
+    for layer in teacher.model.modules():
+        layer.register_forward_pre_hook(lambda layer, given: inputs.__setitem__(layer, given[0]))
+    images = start
+    for t in range(8):
+        size = round(SIZE * side) if (t // 2) % 2 == 0 else SIZE
+        if t % 2 == 0:
+            patch = resize(start, size)
+            moved = torch.tensor([float(t > schedule.joins[k]) for k in schedule.sub_batch_of]).view(-1, 1, 1, 1)
+            images = patch if t == 0 else moved * (0.7 * resize(images, size) + 0.3 * patch) + (1 - moved) * patch
+            parts = [part.clone().requires_grad_() for part in images.split(list(schedule.sizes))]
+            optimisers = [torch.optim.Adam([part], betas=(settings.beta1, settings.beta2)) for part in parts]
+        joined = [k for k in range(sub_batches) if t >= schedule.joins[k]]
+        box, flip, shift = step.draw(group, t, 0, t, 8)
+        assert int(box[0] + box[2]) <= size and int(box[1] + box[3]) <= size
+        views = tv.resized_crop(torch.cat([parts[k] for k in joined]), *box.tolist(), [size, size], antialias=True)
+        views = torch.roll(views.flip(-1) if bool(flip) else views, shift.tolist(), (2, 3))
+        loss = F.cross_entropy(teacher.model(views), labels[: len(views)]) + 0.5 * bn_distance(teacher.model, inputs, 10.0)
+        for k, gradient in zip(joined, torch.autograd.grad(loss, [parts[k] for k in joined]), strict=True):
+            parts[k].grad = gradient
+            optimisers[k].param_groups[0]["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * t / 8))
+            optimisers[k].step()
+            with torch.no_grad():
+                parts[k].clamp_(step.low, step.high)
+        images = torch.cat([part.detach() for part in parts])
+    assert (caught[0] - images).abs().max() < 1e-5 and (images - start).abs().max() > 0.02
+    assert made.images.shape[-1] == SIZE and made.snapshots is not None and made.snapshots.images.shape[-1] == SIZE
+
+
 # ------------------------------------------------------------------------------------------ what moves and what stays
 
 
@@ -248,9 +380,9 @@ class Watch:
         self.steps: list[tuple[int, Tensor, Tensor]] = []
         real = Step.__call__
 
-        def call(step: Step, state: State, match: Any) -> tuple[Tensor, Tensor]:
+        def call(step: Step, state: State) -> tuple[Tensor, Tensor]:
             before = state.images.clone()
-            losses = real(step, state, match)
+            losses = real(step, state)
             self.steps.append((state.t, before, state.images.clone()))
             return losses
 
@@ -308,7 +440,7 @@ def test_a_clock_of_its_own_starts_a_late_image_at_the_full_rate(monkeypatch: py
     t, before, after = watch.steps[30]
     assert t == 30 and (after - before)[CLASSES:].abs().median() == pytest.approx(0.05, rel=0.01)
     group = make_groups(CLASSES, plan(60, 2, None, 2))[0]
-    step = Step(task_of(make_teacher(), [group], settings, 2), make_teacher(), torch.device("cpu"))
+    step = Step(task_of(make_teacher(), [group], settings, 2), torch.device("cpu"))
     assert step.clocks(29) == [(29, 60)] and step.clocks(30) == [(30, 60), (0, 30)]
     assert step.draw(group, 30, 1, 0, 30)[0].tolist() == [0, 0, SIZE, SIZE]  # newcomers see the whole image first
 
@@ -365,19 +497,22 @@ class Stop(BaseException):
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     real, count = Step.__call__, [0]
 
-    def call(step: Step, state: State, match: Any) -> tuple[Tensor, Tensor]:
+    def call(step: Step, state: State) -> tuple[Tensor, Tensor]:
         count[0] += 1
         if count[0] > steps:
             raise Stop
-        return real(step, state, match)
+        return real(step, state)
 
     monkeypatch.setattr(Step, "__call__", call)
 
 
+STAGED = {"stages": 3, "small_side": 0.6}
+
+
 @pytest.mark.parametrize("steps", [0, 1, 5, 9, 13, 26])
-@pytest.mark.parametrize("changes", [{}, {"clock": "own", "adam_steps": "shared", "record_classes": ("none",)}])
+@pytest.mark.parametrize("changes", [{}, {"clock": "own", "adam_steps": "shared", "record_classes": ("none",)}, {"average": 0.7, **STAGED}])
 def test_a_stopped_run_goes_on_and_ends_byte_identical(steps: int, changes: dict[str, Any], tmp_path: Path) -> None:
-    settings, teacher = config(group_size=4, **changes), make_teacher()
+    settings, teacher = config(group_size=4, **changes), make_teacher("resnet18" if changes.get("stages") else "convnet3")
     undisturbed = recover(teacher, make_patches(4), settings, job())
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, steps)

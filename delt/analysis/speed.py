@@ -21,10 +21,11 @@ from delt.config import RunConfig
 from delt.data.load import shape_of
 from delt.grouping import Group, make_groups, packs
 from delt.models import zoo
-from delt.models.statistics import StatisticsMatch
+from delt.models.statistics import patch_side, remember_convolutions
 from delt.runtime import Job, resolve, settings
 from delt.schedule import Schedule
-from delt.stages.recover import PackTask, State, Step
+from delt.stages.recover import PackTask, Step
+from delt.stages.squeeze import backbones
 
 STEPS = 5  # timed at each size; their median counts, and one more warms up
 
@@ -99,41 +100,46 @@ def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: floa
     Args:
         config: its data set, teacher architecture, augmentation and runtime are those measured.
     """
-    teacher = _stand_in(config)
+    teachers = _stand_ins(config)
     found: dict[int, float] = {}
     begun = time.monotonic()
     for size in sorted(sizes):
         if found:
             known = Speed(tuple(found), tuple(found.values()))
-            expected = (STEPS + 1) * known.seconds[-1] * size / known.images[-1]
+            expected = (STEPS + 1) * len(teachers) * known.seconds[-1] * size / known.images[-1]
             if time.monotonic() - begun + expected > budget:
                 break
-        found[size] = _seconds(teacher, config, size)
+        found[size] = _seconds(teachers, config, size)
     return Speed(tuple(found), tuple(found.values()))
 
 
-def _stand_in(config: RunConfig) -> Teacher:
-    """An untrained network of the teacher's shape."""
+def _stand_ins(config: RunConfig) -> tuple[Teacher, ...]:
+    """Untrained networks of the teachers' shapes."""
     classes, channels, size = shape_of(config.dataset, config.data)
-    model = zoo.build(config.teacher.arch, classes, channels, size, config.teacher.width, generator_seed=0)
     names, grey = tuple(map(str, range(classes))), (0.5,) * channels
-    return Teacher(
-        model, TeacherCard(config.teacher.arch, config.teacher.width, names, channels, size, grey, grey, False, "", 0.0, "", "", {})
-    )
+    found = []
+    for own in backbones(config.teacher).values():
+        model = zoo.build(own.arch, classes, channels, size, own.width, generator_seed=0).eval()
+        card = TeacherCard(own.arch, own.width, names, channels, size, grey, grey, False, "", 0.0, "", "", {})
+        seen = remember_convolutions(model, [torch.zeros(2, channels, size, size)], patch_side(size))
+        found.append(Teacher(model, card, seen if config.recover.match == "bn+conv" else {}))
+    return tuple(found)
 
 
-def _seconds(teacher: Teacher, config: RunConfig, size: int) -> float:
-    """Median seconds of a step with `size` images."""
+def _seconds(teachers: tuple[Teacher, ...], config: RunConfig, size: int) -> float:
+    """Seconds of a step with `size` images: the median of each teacher's, and the mean of those."""
+    turns = len(teachers)
+    steps = (STEPS + 1) * turns
     job = Job(config.seed, resolve(config.runtime))
-    classes = len(teacher.card.classes)
-    group = Group(tuple((i % classes, i // classes) for i in range(size)), Schedule(STEPS + 1, STEPS + 1, (size,)))
-    task = PackTask(teacher, [group], None, config.recover, frozenset(), (), STEPS + 1, job)
-    images = torch.zeros(size, teacher.card.channels, teacher.card.size, teacher.card.size, device=job.device)
-    state, times = State(images, torch.zeros_like(images), torch.zeros_like(images)), []
-    step = Step(task, teacher.to(job.device), job.device)
-    with settings(job.runtime), StatisticsMatch(teacher.model, 1, config.recover.first_bn_multiplier) as match:
-        for state.t in range(STEPS + 1):
+    classes = len(teachers[0].card.classes)
+    group = Group(tuple((i % classes, i // classes) for i in range(size)), Schedule(steps, steps, (size,)))
+    task = PackTask(teachers, [group], None, config.recover, frozenset(), (), steps, job)
+    step, times = Step(task, job.device), []
+    state = step.begin()
+    with settings(job.runtime), step:
+        for state.t in range(steps):
             begun = time.perf_counter()
-            step(state, match)[0].sum().item()  # waits for a GPU
+            step.enter_stage(state)
+            step(state)[0].sum().item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    return statistics.fmean(statistics.median(times[turns + turn :: turns]) for turn in range(turns))

@@ -75,13 +75,14 @@ class Teacher:
 
     model: nn.Module
     card: TeacherCard
+    convolutions: dict[str, Tensor] = field(default_factory=dict, repr=False)  # what they saw, where it was measured (squeeze.remember)
     _digest: str = field(default="", init=False, repr=False)  # once it was asked for
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
 
-    def __reduce__(self) -> tuple[Callable[..., Teacher], tuple[bytes, TeacherCard]]:
-        return Teacher.from_bytes, (self.to_bytes(), self.card)
+    def __reduce__(self) -> tuple[Callable[..., Teacher], tuple[bytes, TeacherCard, dict[str, Tensor]]]:
+        return Teacher.from_bytes, (self.to_bytes(), self.card, {name: value.cpu() for name, value in self.convolutions.items()})
 
     def to(self, device: torch.device | str) -> Teacher:
         """Move to a device, in place."""
@@ -102,7 +103,7 @@ class Teacher:
         return storage.tensors_to_bytes(self.model.state_dict())
 
     @classmethod
-    def from_bytes(cls, data: bytes, card: TeacherCard) -> Teacher:
+    def from_bytes(cls, data: bytes, card: TeacherCard, convolutions: Mapping[str, Tensor] | None = None) -> Teacher:
         """The teacher that `to_bytes` wrote, on the CPU.
 
         Raises:
@@ -111,7 +112,7 @@ class Teacher:
         model = zoo.build(card.arch, len(card.classes), card.channels, card.size, card.width)
         tensors, _ = storage.bytes_to_tensors(data)
         fill(model, tensors, card.arch, len(card.classes))
-        return cls(model, card)
+        return cls(model, card, dict(convolutions or {}))
 
     def digest(self) -> str:
         """sha256 over `to_bytes`: equal weights, equal digest. Computed once, since the weights are frozen."""

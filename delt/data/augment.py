@@ -41,7 +41,7 @@ def axis_operator(start: Tensor, length: Tensor, size: int, flip: Tensor | None 
     """Matrices [n, size, size] that cut `length` pixels from `start`, stretch them to `size` (bilinear), mirror, then roll.
 
     Args:
-        start, length: int64 [n], in pixels.
+        start, length: int64 [n], in pixels; what lies outside the image is zero.
         flip: bool [n]; shift: int64 [n], pixels of circular shift towards higher indices.
     """
     place = torch.arange(size).expand(len(start), size)
@@ -55,8 +55,9 @@ def axis_operator(start: Tensor, length: Tensor, size: int, flip: Tensor | None 
     high = torch.minimum(low + 1, length[:, None] - 1)
     weight = (centre - low).unsqueeze(2)
     operator = torch.zeros(len(start), size, size)
-    operator.scatter_add_(2, (start[:, None] + low).unsqueeze(2), 1 - weight)
-    operator.scatter_add_(2, (start[:, None] + high).unsqueeze(2), weight)
+    for index, share in ((start[:, None] + low, 1 - weight), (start[:, None] + high, weight)):
+        inside = (index >= 0) & (index < size)
+        operator.scatter_add_(2, index.clamp(0, size - 1).unsqueeze(2), share * inside.unsqueeze(2))
     return operator
 
 

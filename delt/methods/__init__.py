@@ -36,9 +36,12 @@ def _delt(spec: DatasetSpec) -> Flat:
 
 def _sre2l(spec: DatasetSpec) -> Flat:
     """Published settings: ImageNet-1K lr .25, bn .01, jitter 32; Tiny-ImageNet lr .1, bn 1; CIFAR-100 no crop and no mirror
-    (arXiv 2306.13092). CIFAR-100's 1,000 iterations are given by hand, as a row would overrule the preset's length.
+    and 1,000 iterations (arXiv 2306.13092).
     """
-    own = {"tiny-imagenet": {"recover_lr": 0.1, "recover_bn_weight": 1.0}, "cifar100": {"recover_min_crop": 1.0, "recover_flip": False}}
+    own = {
+        "tiny-imagenet": {"recover_lr": 0.1, "recover_bn_weight": 1.0},
+        "cifar100": {"recover_min_crop": 1.0, "recover_flip": False, "iterations": 1000},
+    }
     return {**_from_noise(spec), "recover_curriculum": "none", **own.get(spec.name, {})}
 
 
@@ -59,6 +62,53 @@ def _rded(spec: DatasetSpec) -> Flat:
     """Published settings: 300 images a class, the best of 5 crops of each, easiest first; 2 x 2 above 64 px (arXiv 2312.03526)."""
     factor = 2 if (spec.size or 224) > 64 else 1
     return {"rank_keep": "easy", "rank_images": 300, "rank_crops": 5, "rank_factor": factor, "iterations": 0}
+
+
+def _gvbsm(spec: DatasetSpec) -> Flat:
+    """Published settings (arXiv 2311.17950): ImageNet-1K lr .1, 80 images, average .4, resized crops, jitter 32; CIFAR and
+    Tiny-ImageNet lr .05, 100 images, average .8, convolutions dropped with .4, crops shifted by an eighth of the side.
+
+    Of CIFAR's five backbones WRN-16-2 is left out and MobileNetV2 has its full width.
+    """
+    size = spec.size or 224
+    common = {
+        "rank_keep": "noise",
+        "recover_grouping": "class",
+        "sub_batches": 1,
+        "recover_curriculum": "none",
+        "recover_match": "bn+conv",
+        "recover_densify": 1.0,
+    }
+    if size > 64:
+        others = ["mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5"]
+        return {
+            **common,
+            "teacher_others": others,
+            "recover_lr": 0.1,
+            "recover_group_size": 80,
+            "recover_average": 0.4,
+            "recover_jitter": 32,
+        }
+    lr = {"recover_lr": 0.05, "recover_jitter": 32} if size >= 32 else {"recover_jitter": 1}  # tiny digits: their own rate
+    others = ["convnet3", "mobilenet_v2", "shufflenet_v2_x0_5"]
+    return {**common, **lr, "teacher_others": others, "recover_average": 0.8, "recover_drop": 0.4, "recover_pad": max(1, size // 8)}
+
+
+def _fadrm(spec: DatasetSpec) -> Flat:
+    """Published settings (NeurIPS 2025): median patches, 4 x 500 iterations at 200 and 224 px in turn (small sets at their own
+    size), lr .25; Imagenette lr .05; Tiny-ImageNet 2 x 500, lr .01.
+    """
+    size = spec.size or 224
+    own = {"tiny-imagenet": {"iterations": 1000, "recover_stages": 2, "recover_lr": 0.01}, "imagenette": {"recover_lr": 0.05}}
+    return {
+        **_from_noise(spec),
+        "rank_keep": "medium",
+        "recover_curriculum": "none",
+        "iterations": 2000,
+        "recover_stages": 4,
+        "recover_small_side": 200 / 224 if size > 64 else 1.0,
+        **own.get(spec.name, {}),
+    }
 
 
 def _chosen(keep: str) -> Callable[[DatasetSpec], Flat]:
@@ -88,6 +138,12 @@ METHODS: dict[str, Method] = {
         ("recover_grouping", "sub_batches", "recover_curriculum"),
     ),
     "cda": Method("noise, mixed-class groups, crop curriculum (CDA, TMLR 2024)", _cda, ("recover_grouping", "sub_batches")),
+    "gvbsm": Method(
+        "several teachers in turn, BatchNorm and convolution statistics (G-VBSM, CVPR 2024)",
+        _gvbsm,
+        ("recover_match", "sub_batches", "recover_curriculum"),
+    ),
+    "fadrm": Method("stages at two sizes, blended with the real patches (FADRM, NeurIPS 2025)", _fadrm, ("recover_stages", "sub_batches")),
     "rded": Method("easiest real patches, not optimised (RDED, CVPR 2024)", _rded, ("rank_keep", "rank_crops", "iterations")),
     "random": Method("randomly chosen real images: the control", _random, _AS_THEY_ARE),
     "herding": Method("real images whose mean feature is the class's: a control", _chosen("herding"), _AS_THEY_ARE),
@@ -151,8 +207,20 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
     preset = dict(PRESETS[chosen["preset"]])
     if "teacher_arch" in given:
         preset.pop("teacher_width", None)  # it was chosen for the preset's own architecture
-    layers = [spec.defaults, preset, METHODS[chosen["method"]].settings(spec), FIDELITY[chosen["fidelity"]], given]
+    own = _as_short(preset, METHODS[chosen["method"]].settings(spec))
+    layers = [spec.defaults, preset, own, FIDELITY[chosen["fidelity"]], given]
     return completed(unflatten({name: value for layer in layers for name, value in layer.items()}))
+
+
+def _as_short(preset: Flat, own: Flat) -> Flat:
+    """A method's settings under a preset: one that shortens runs or shrinks the teacher does so for every method that has one."""
+    own = dict(own)
+    others = preset.pop("teacher_others", None)
+    if others and own.get("teacher_others"):
+        own["teacher_others"] = others
+    if "iterations" in preset and own.get("iterations"):
+        del own["iterations"]
+    return own
 
 
 def _refuse_senseless(method: object) -> None:
@@ -187,6 +255,10 @@ def completed(config: RunConfig) -> RunConfig:
     schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
     if recover.iterations:
         recover = replace(recover, round_iterations=schedule.round_iterations, sub_batches=schedule.sub_batches)
+    if recover.iterations and recover.stages > recover.iterations:
+        raise ConfigError(f"recover_stages is {recover.stages} with {recover.iterations} iterations; allowed are 1 to {recover.iterations}")
+    if recover.match == "bn+conv" and recover.small_side < 1:
+        raise ConfigError("recover_match bn+conv knows patches of the full size alone: give recover_small_side 1, or recover_match bn")
     if recover.grouping == "mixed" and recover.drop_empty_rounds and schedule.sub_batches > 1:
         raise ConfigError(
             "recover_drop_empty_rounds leaves every image of a mixed group, which holds one of each class, with one round: "

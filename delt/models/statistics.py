@@ -1,83 +1,229 @@
-"""The BatchNorm-statistics term: how far the images' layer statistics are from those the teacher remembers.
+"""Statistics matching: how far the images' layer statistics are from those that the teacher remembers.
 
 For every BatchNorm layer and every group of images (SRe2L, arXiv 2306.13092, equation 5; norms not squared):
 
     |running_var - var(x)|_2 + |running_mean - mean(x)|_2
 
-over the layer's input x, biased variance, first layer weighted. Groups lie interleaved along the batch axis, image i of
-group g at i * groups + g, so that several independent groups share one forward pass and active images stay one
-contiguous slice. The gradient is taken in closed form and needs the layer's input alone.
+over the layer's input x, biased variance, first layer weighted. G-VBSM (arXiv 2311.17950) adds the same for the input of
+every convolution, by channel and by cell of a grid of patches, against statistics that `remember_convolutions` took
+from real images, and lets a moving average stand for the measured value while the gradient goes through the current one.
+
+Groups lie interleaved along the batch axis, image i of group g at i * groups + g, so that several independent groups
+share one forward pass and active images stay one contiguous slice. The gradient of the statistics is taken in closed
+form and needs the layer's input alone; everything after them is arithmetic on short vectors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, variances, patch means, variances, end to end
 
 
-class StatisticsDistance(torch.autograd.Function):
-    """Distance per group [G] between the statistics of x [N,C,H,W] and the targets [C].
+class Moments(torch.autograd.Function):
+    """Mean and biased variance per group and channel of x [N,C,H,W], end to end: [G, 2C].
 
-    d/dx = 2/n * u * (x - mean) + 1/n * w, with n the values per channel and group, u and w the unit vectors of the
-    variance's and the mean's deviation; a deviation of exactly zero has gradient zero.
+    d/dx of mean and variance, weighted by u and w: (u + 2 w (x - mean)) / n, with n the values per channel and group.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target_mean: Tensor, target_var: Tensor, groups: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, groups: int) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()  # statistics need 32 bits, whatever the layers run in
         var, mean = torch.var_mean(wide.unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0)
-        var_off, mean_off = var - target_var, mean - target_mean
-        var_norm, mean_norm = var_off.norm(dim=1, keepdim=True), mean_off.norm(dim=1, keepdim=True)
-        tiny = torch.finfo(wide.dtype).tiny
-        ctx.save_for_backward(x, mean, var_off / var_norm.clamp_min(tiny), mean_off / mean_norm.clamp_min(tiny))
+        ctx.save_for_backward(x, mean)
         ctx.groups = groups
-        return (var_norm + mean_norm).squeeze(1)
+        return torch.cat([mean, var], 1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        x, mean, var_unit, mean_unit = ctx.saved_tensors
-        count = x.numel() / (x.shape[1] * ctx.groups)
-        weight = grads[0].unsqueeze(1) / count
-        slope = 2 * weight * var_unit
-        offset = weight * mean_unit - slope * mean
-        grouped = x.unflatten(0, (-1, ctx.groups))
-        gradient = torch.addcmul(offset[:, :, None, None], grouped, slope[:, :, None, None])
-        return gradient.flatten(0, 1).to(x.dtype), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        x, mean = ctx.saved_tensors
+        of_mean, of_var = (grads[0] / (x.numel() / mean.numel())).chunk(2, 1)
+        slope = 2 * of_var
+        offset = of_mean - slope * mean
+        gradient = torch.addcmul(offset[:, :, None, None], x.unflatten(0, (-1, ctx.groups)), slope[:, :, None, None])
+        return gradient.flatten(0, 1).to(x.dtype), None
+
+
+def patches(x: Tensor, side: int) -> Tensor:
+    """The grid cells of x [N,C,H,W] as channels: [N, cells, C, side^2], after a bilinear resize to the next multiple of `side`."""
+    height, width = (-(-extent // side) * side for extent in x.shape[2:])
+    if (height, width) != x.shape[2:]:
+        x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    grid = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [N, C, rows, side, columns, side]
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(4, 5).flatten(1, 2)
+
+
+def patch_side(size: int) -> int:
+    """Pixels per side of a patch for images of this size: 16 for large images, 4 for those of up to 64 pixels (G-VBSM)."""
+    return 16 if size > 64 else 4
+
+
+def convolution_moments(x: Tensor, side: int, groups: int = 1) -> Tensor:
+    """Statistics of a convolution's input per group, [G, 2C + 2P]: by channel, then by patch of `side` pixels."""
+    return torch.cat([Moments.apply(x, groups), Moments.apply(patches(x, side), groups)], 1)
+
+
+@torch.no_grad()
+def remember_convolutions(model: nn.Module, batches: Iterable[Tensor], side: int) -> dict[str, Tensor]:
+    """What a convolution of a frozen model sees of real images: `convolution_moments`, averaged over batches.
+
+    Variances are means of the batches' variances, as published, not those of all images at once.
+
+    Args:
+        batches: normalised images [n,C,H,W]; each counts by its number of images.
+
+    Returns:
+        name of the convolution -> [2C + 2P].
+    """
+    total: dict[str, Tensor] = {}
+    seen = 0
+
+    def hook(name: str) -> Callable[..., None]:
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            moments = convolution_moments(inputs[0], side)[0].double() * len(inputs[0])
+            total[name] = total[name] + moments if name in total else moments
+
+        return add
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    try:
+        for images in batches:
+            model(images)
+            seen += len(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (value / seen).float() for name, value in total.items()}
 
 
 class StatisticsMatch:
-    """The one BatchNorm hook: while its `with` block runs, forward passes of the model are measured.
+    """The one statistics hook: while its `with` block runs, forward passes of the model are measured.
 
     >>> with StatisticsMatch(model, groups=2, first_multiplier=10) as match:
     ...     logits = model(images)          # image i of group g at i * 2 + g
     ...     distance = match.collect()      # [2], differentiable
+
+    Args:
+        groups: G, whose images lie interleaved.
+        first_multiplier: weight of the first BatchNorm layer, or of the first convolution where those count too.
+        convolutions: what `remember_convolutions` gave: convolutions count too. Empty for BatchNorm alone.
+        side: pixels per side of their patches.
+        average: share that the past keeps in the moving average of the statistics; 0 is the current ones alone.
+        from_zero: the average starts at zero (as published), not at the first measurement.
     """
 
-    def __init__(self, model: nn.Module, groups: int = 1, first_multiplier: float = 10.0) -> None:
-        self.layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-        self.groups = groups
-        self.first_multiplier = first_multiplier
-        self._terms: list[Tensor] = []
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: int = 1,
+        first_multiplier: float = 10.0,
+        *,
+        convolutions: Targets | None = None,
+        side: int = 4,
+        average: float = 0.0,
+        from_zero: bool = False,
+    ) -> None:
+        counted = (nn.BatchNorm2d, nn.Conv2d) if convolutions else nn.BatchNorm2d
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, counted)}
+        self.groups, self.first_multiplier = groups, first_multiplier
+        self.remembered, self.side = convolutions or {}, side
+        self.average, self.from_zero = average, from_zero
+        self.past: Tensor | None = None  # [G, S]: the moving average of all statistics, end to end
+        self._measured: dict[str, Tensor] = {}
+        self._plan: _Plan | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
+    @property
+    def convolutions(self) -> list[str]:
+        """Names of the convolutions that count."""
+        return [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
+
     def __enter__(self) -> StatisticsMatch:
-        self._handles = [layer.register_forward_pre_hook(self._measure) for layer in self.layers]
+        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()]
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self._terms.clear()
+        self._measured.clear()
 
-    def _measure(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None
-        distance = StatisticsDistance.apply(inputs[0], layer.running_mean, layer.running_var, self.groups)
-        self._terms.append(distance * self.first_multiplier if layer is self.layers[0] else distance)
+    def _hook(self, name: str) -> Callable[..., None]:
+        def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            plain = isinstance(layer, nn.BatchNorm2d)
+            self._measured[name] = Moments.apply(x, self.groups) if plain else convolution_moments(x, self.side, self.groups)
 
-    def collect(self) -> Tensor:
-        """Weighted sum over the layers, per group [G], of what was measured since the last call: call it after each forward pass."""
-        total = torch.stack(self._terms).sum(0)
-        self._terms.clear()
-        return total
+        return measure
+
+    def collect(self, dropped: Tensor | None = None) -> Tensor:
+        """Weighted distance per group [G] of what was measured in the newest forward pass: call it after each.
+
+        Args:
+            dropped: bool [G, convolutions]: those that are left out this time, and whose average stays as it was.
+        """
+        if self._plan is None or self._plan.names != [*self._measured]:
+            self._plan = self._planned()
+        plan, measured = self._plan, torch.cat([*self._measured.values()], 1)
+        self._measured.clear()
+        kept = None if dropped is None else plan.kept(dropped.to(measured.device), self.convolutions)
+        if self.average:
+            measured = self._averaged(measured, None if kept is None else kept.repeat_interleave(plan.lengths, 1))
+        norms = _norms(measured - plan.targets.to(measured), plan.sizes)
+        return (norms * plan.weights.to(norms) * (1.0 if kept is None else kept)).sum(1)
+
+    def _averaged(self, measured: Tensor, kept: Tensor | None) -> Tensor:
+        """The moving average in value, the measured statistics in gradient (G-VBSM's score distillation)."""
+        now = measured.detach()
+        if self.past is None:
+            self.past = torch.zeros_like(now) if self.from_zero else now
+        moved = self.past.lerp(now, 1 - self.average)
+        self.past = moved if kept is None else torch.where(kept, moved, self.past)
+        return self.past + measured - now
+
+    def _planned(self) -> _Plan:
+        targets, sizes, weights, owners = [], [], [], []
+        first = next(iter(self.convolutions if self.remembered else self.layers))
+        for name, measured in self._measured.items():
+            layer = self.layers[name]
+            target, parts = self._target(layer, name, measured.shape[1])
+            targets.append(target.to(measured))
+            sizes += parts
+            weights += [self.first_multiplier if name == first else 1.0] * len(parts)
+            owners += [name] * len(parts)
+        device = targets[0].device
+        return _Plan([*self._measured], torch.cat(targets), sizes, torch.tensor(weights, device=device), owners)
+
+    def _target(self, layer: nn.Module, name: str, length: int) -> tuple[Tensor, list[int]]:
+        """What a layer remembers, end to end, and how long each of its vectors is."""
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            return torch.cat([layer.running_mean, layer.running_var]), [length // 2] * 2
+        assert isinstance(layer, nn.Conv2d)
+        cells = (length - 2 * layer.in_channels) // 2
+        return self.remembered[name], [layer.in_channels] * 2 + [cells] * 2
+
+
+class _Plan:
+    """How the statistics of one forward pass lie end to end: in the order in which the layers ran."""
+
+    def __init__(self, names: list[str], targets: Tensor, sizes: list[int], weights: Tensor, owners: list[str]) -> None:
+        self.names, self.targets, self.sizes, self.weights, self.owners = names, targets, sizes, weights, owners
+        self.lengths = torch.tensor(sizes, device=targets.device)
+
+    def kept(self, dropped: Tensor, convolutions: list[str]) -> Tensor:
+        """bool [G, vectors]: whether each vector counts, from bool [G, convolutions]."""
+        never = torch.zeros(len(dropped), 1, dtype=torch.bool, device=dropped.device)
+        place = {name: column for column, name in enumerate(convolutions)}
+        columns = torch.tensor([place.get(name, len(convolutions)) for name in self.owners], device=dropped.device)
+        return ~torch.cat([dropped, never], 1)[:, columns]
+
+
+def _norms(deviation: Tensor, sizes: list[int]) -> Tensor:
+    """Length of each vector that lies end to end in [G, S]: [G, vectors]; one of exactly zero has gradient zero."""
+    squares = torch.stack([part.sum(1) for part in deviation.square().split(sizes, 1)], 1)
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt() * (squares > 0)

@@ -66,6 +66,19 @@ def teachers() -> tuple[str, ...]:
     return tuple(name for name in architectures() if name not in plain)
 
 
+def named(name: str) -> tuple[str, int | None]:
+    """Architecture and width of a name such as `resnet18` or, with another width than its own, `resnet18-w16`.
+
+    Raises:
+        ConfigError: the architecture does not exist.
+    """
+    arch, mark, width = name.rpartition("-w")
+    arch, channels = (arch, int(width)) if mark and width.isdecimal() else (name, None)
+    if arch not in architectures():
+        raise unknown("architecture", arch, architectures())
+    return arch, channels
+
+
 def build(arch: str, classes: int, channels: int, size: int, width: int | None = None, generator_seed: int | None = None) -> nn.Module:
     """A network in training mode with fresh weights, for images [N, channels, size, size].
 
@@ -88,6 +101,15 @@ def build(arch: str, classes: int, channels: int, size: int, width: int | None =
         if arch in CONVNETS:
             return ConvNet(CONVNETS[arch], classes, channels, size, width or 128)
         return _published(arch, classes, channels, size, width)
+
+
+def require_side(model: nn.Module, arch: str, channels: int, side: int) -> None:
+    """Refuse a network that cannot take images of another size than the one it was built for.
+
+    Raises:
+        ConfigError: naming network and size.
+    """
+    _try_out(model, arch, channels, side)
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:

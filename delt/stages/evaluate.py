@@ -22,7 +22,7 @@ from delt.config import EvaluateConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views
 from delt.errors import IntegrityError
-from delt.models.zoo import build
+from delt.models.zoo import build, named
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import Emit, Job, seed_of, settings
 from delt.storage import Slots
@@ -219,7 +219,7 @@ def shown(arch: str, width: int | None) -> str:
 def _students(config: EvaluateConfig, soft: SoftLabels) -> list[tuple[str, int | None]]:
     """(architecture, width) of the configured students, each once."""
     card = soft.teacher.card
-    return list(dict.fromkeys((card.arch, card.width) if given == "teacher" else (given, None) for given in config.students))
+    return list(dict.fromkeys((card.arch, card.width) if given == "teacher" else named(given) for given in config.students))
 
 
 def _on(images: Images, device: torch.device) -> Images:

@@ -2,6 +2,9 @@
 
     loss = cross-entropy + bn_weight * sum over BatchNorm layers |var - running_var| + |mean - running_mean|
 
+Several teachers take turns, one per iteration; convolutions' statistics and data densification join the loss where a
+method has them (G-VBSM, arXiv 2311.17950); stages blend the images with their start (FADRM).
+
 EarlyLate (DELT, arXiv 2411.19946): sub-batches join every round_iterations, newcomers are optimised in the same forward
 and backward pass as those running. The unit of work is a pack of groups: it has random streams of its own, checkpoints
 of its own, and a finished file of its own, so the result does not depend on who computes what and when.
@@ -12,8 +15,10 @@ from __future__ import annotations
 import io
 import math
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -31,9 +36,10 @@ from delt.artifacts.teacher import Teacher
 from delt.config import RecoverConfig
 from delt.data.augment import axis_operator, draw_boxes, warp
 from delt.data.images import denormalise, normalise
+from delt.densification import densification
 from delt.errors import ConfigError, DeltError, Stopped, unknown
 from delt.grouping import Group, make_groups, packs
-from delt.models.statistics import StatisticsMatch
+from delt.models.statistics import StatisticsMatch, patch_side
 from delt.runtime import Emit, Job, autocast, device_of, laid_out, resolve, settings, stream
 from delt.schedule import Schedule, learning_rate, plan, smallest_crop
 
@@ -41,7 +47,9 @@ EPS = 1e-8  # of Adam
 RECORD_BYTES = 64 * 2**20  # of snapshots, where the configuration does not say how many classes
 
 
-def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job | None = None) -> SyntheticSet:
+def recover(
+    teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job | None = None, others: Sequence[Teacher] = ()
+) -> SyntheticSet:
     """Optimise the starting images of every class; the result carries its history as `snapshots`.
 
     Where the job's listener raises `Stopped`, the current step is finished, a checkpoint written, and the images are
@@ -51,15 +59,20 @@ def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job 
         teacher: frozen network with BatchNorm2d layers; its card holds the normalisation.
         patches: starting images, `ipc` per class, or noise.
         config: what to minimise and when; see `RecoverConfig`.
+        others: more teachers of the same classes and images; iteration t asks the (t mod n)-th of all.
 
     Raises:
-        ConfigError: the schedule does not fit (`delt.schedule.plan`).
+        ConfigError: the schedule does not fit (`delt.schedule.plan`), or convolutions are to be matched that no teacher
+            remembers (`delt.stages.squeeze.remember`).
         DeltError: a loss is not finite; names group and iteration.
     """
     job = job or Job()
     runtime = resolve(job.runtime)
     config = replace(config, flip=teacher.card.flip if config.flip is None else config.flip)
     schedule = plan(config.iterations, patches.ipc, config.round_iterations, config.sub_batches)
+    teachers = (teacher, *others)
+    if config.match == "bn+conv" and not all(one.convolutions for one in teachers):
+        raise ConfigError("recover_match is bn+conv, but a teacher remembers no convolutions: call squeeze.remember(teacher, real)")
     if not schedule.iterations:
         return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
     groups = make_groups(
@@ -71,7 +84,7 @@ def recover(teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job 
     marks = record_iterations(config, schedule.iterations, shortest)
     classes = recorded_classes(config, teacher, patches.ipc * (len(marks) + 1))
     tasks = [
-        PackTask(teacher, pack, patches.of(interleaved(pack)), config, classes, marks, schedule.iterations, local)
+        PackTask(teachers, pack, patches.of(interleaved(pack)), config, classes, marks, schedule.iterations, local)
         for pack in packs(groups, runtime.packing or 1)
     ]
     units = job.map(recover_pack, tasks)
@@ -123,7 +136,7 @@ def interleaved(groups: Sequence[Group]) -> list[tuple[int, int]]:
 class PackTask:
     """Everything that one unit of work needs; travels to a worker process."""
 
-    teacher: Teacher
+    teachers: tuple[Teacher, ...]
     groups: list[Group]
     start: Tensor | None  # uint8 [n*G,C,H,W], image i of group g at i*G+g; None: noise
     config: RecoverConfig
@@ -131,6 +144,11 @@ class PackTask:
     record_at: tuple[int, ...]  # iterations of the whole run
     iterations: int  # of the whole run; a group may have fewer
     job: Job
+
+    @property
+    def teacher(self) -> Teacher:
+        """The first: all have its classes, size and normalisation."""
+        return self.teachers[0]
 
     @property
     def schedule(self) -> Schedule:
@@ -172,13 +190,14 @@ class Unit:
 
 @dataclass
 class State:
-    """The optimisation at iteration t: normalised images [N,C,H,W] and Adam's two moments."""
+    """The optimisation at iteration t: normalised images [N,C,H,W], Adam's two moments, and the averages of statistics."""
 
     images: Tensor
     first: Tensor
     second: Tensor
     recorded: list[Tensor] = field(default_factory=list)
     readings: list[dict[str, Any]] = field(default_factory=list)
+    past: dict[int, Tensor] = field(default_factory=dict)  # of each teacher that was asked
     t: int = 0
 
     def save(self, slots: storage.Slots) -> None:
@@ -186,12 +205,15 @@ class State:
         if not torch.isfinite(self.images).all():
             raise DeltError(f"recover: pixels are not finite at iteration {self.t}; lower recover_lr")
         tensors = {"images": self.images, "first": self.first, "second": self.second}
-        slots.save(tensors | {f"recorded/{s}": images for s, images in enumerate(self.recorded)}, {"t": self.t, "readings": self.readings})
+        tensors |= {f"recorded/{s}": images for s, images in enumerate(self.recorded)}
+        tensors |= {f"past/{turn}": value for turn, value in self.past.items()}
+        slots.save(tensors, {"t": self.t, "readings": self.readings})
 
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        for name in ("images", "first", "second"):
-            getattr(self, name).copy_(tensors[name])
+        device = self.images.device
+        self.images, self.first, self.second = (tensors[name].to(device) for name in ("images", "first", "second"))
+        self.past = {int(name[5:]): value.to(device) for name, value in tensors.items() if name.startswith("past/")}
         self.recorded = [tensors[f"recorded/{s}"] for s in range(sum(name.startswith("recorded/") for name in tensors))]
         self.readings, self.t = meta["readings"], meta["t"]
 
@@ -210,31 +232,30 @@ def recover_pack(task: PackTask, emit: Emit) -> Unit:
 
 
 def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> Unit:
-    runtime, device = task.job.runtime, device_of(task.job.runtime)
-    teacher = task.teacher.to(device)
-    state = _start(task, device)
+    step = Step(task, device_of(task.job.runtime))
+    state = step.begin()
     if saved:
         state.load(*saved)
-    step = Step(task, teacher, device)
     pulse = Pulse(emit, (lambda: step.frame(state)) if task.job.watch else None, _work_until(task.schedule, state.t) * len(task.groups))
-    with settings(runtime), StatisticsMatch(teacher.model, len(task.groups), task.config.first_bn_multiplier) as match:
+    with settings(task.job.runtime), step:
         try:
-            _steps(step, state, match, pulse, slots)
+            _steps(step, state, pulse, slots)
         except Stopped:  # a listener's word, which comes between two steps
             if slots and state.t:
                 state.save(slots)
     return step.finish(state)
 
 
-def _steps(step: Step, state: State, match: StatisticsMatch, pulse: Pulse, slots: storage.Slots | None) -> None:
+def _steps(step: Step, state: State, pulse: Pulse, slots: storage.Slots | None) -> None:
     """Take the steps from `state.t` to the end; the pulse may raise `Stopped` between two of them."""
     task, marks, clock = step.task, Counter(step.task.marks), time.monotonic()
     pulse.beat(0, now=True)
     for t in range(state.t, task.schedule.iterations):
         if t in marks:
             state.recorded += [step.watched_pixels(state)] * marks[t]
+        step.enter_stage(state)
         if step.active(t):  # none before the first join of a group without early images
-            losses = step(state, match)
+            losses = step(state)
             if t in marks:
                 state.readings.extend(step.readings(t, losses))
         state.t = t + 1
@@ -246,10 +267,14 @@ def _steps(step: Step, state: State, match: StatisticsMatch, pulse: Pulse, slots
 
 
 class Step:
-    """One iteration: augment the active images, measure the loss, take Adam's step, clamp to valid pixels."""
+    """One iteration: augment the active images, measure the loss, take Adam's step, clamp to valid pixels.
 
-    def __init__(self, task: PackTask, teacher: Teacher, device: torch.device) -> None:
-        self.task, self.teacher, self.card = task, teacher, teacher.card
+    Statistics are measured inside its `with` block.
+    """
+
+    def __init__(self, task: PackTask, device: torch.device) -> None:
+        self.task, self.device, self.card = task, device, task.teacher.card
+        self.teachers = [teacher.to(device) for teacher in task.teachers]
         self.config, self.schedule, self.runtime = task.config, task.schedule, task.job.runtime
         self.groups = len(task.groups)
         self.labels = torch.tensor([c for c, _ in task.members], device=device)
@@ -261,26 +286,100 @@ class Step:
         mean, std = torch.tensor(self.card.mean).view(shape), torch.tensor(self.card.std).view(shape)
         self.low, self.high = (-mean / std).to(device), ((1 - mean) / std).to(device)
         self.last: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest iteration and its losses
+        self.start = _start(task).to(device)
+        self.stages = [self.schedule.iterations * k // self.config.stages for k in range(self.config.stages)]  # their first iterations
+        self.matches = [self.match(teacher) for teacher in self.teachers]
+        self.hooks = ExitStack()
+
+    def __enter__(self) -> Step:
+        for match in self.matches:
+            self.hooks.enter_context(match)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hooks.close()
+
+    def match(self, teacher: Teacher) -> StatisticsMatch:
+        """What measures the statistics of a teacher."""
+        config = self.config
+        return StatisticsMatch(
+            teacher.model,
+            self.groups,
+            config.first_bn_multiplier,
+            convolutions=teacher.convolutions if config.match == "bn+conv" else None,
+            side=patch_side(self.card.size),
+            average=config.average,
+            from_zero=config.average_start == "zero",
+        )
+
+    def begin(self) -> State:
+        """The state before the first iteration."""
+        return State(self.start.clone(), torch.zeros_like(self.start), torch.zeros_like(self.start))
+
+    def side(self, t: int) -> int:
+        """Pixels per side of the images at iteration t: every other stage is small, the last is full."""
+        size, left = self.card.size, len(self.stages) - bisect(self.stages, t)
+        return max(1, round(size * self.config.small_side)) if left % 2 else size
+
+    def enter_stage(self, state: State) -> None:
+        """Where a stage begins: resize the images, blend those in work with their start, and forget Adam's moments (FADRM)."""
+        t = state.t
+        if len(self.stages) == 1 or t not in self.stages:
+            return
+        start, images = resized(self.start, self.side(t)), resized(state.images.detach(), self.side(t))
+        count = self.active(t - 1) if t else 0
+        state.images = torch.cat([images[:count].lerp(start[:count], self.config.residual), start[count:]])
+        state.first, state.second = torch.zeros_like(state.images), torch.zeros_like(state.images)
 
     def active(self, t: int) -> int:
         """Images that are optimised at iteration t, over all groups of the pack."""
         return self.groups * sum(self.schedule.sizes[: self.schedule.active(t)])
 
-    def __call__(self, state: State, match: StatisticsMatch) -> tuple[Tensor, Tensor]:
+    def __call__(self, state: State) -> tuple[Tensor, Tensor]:
         """Take step `state.t`; return cross-entropy per image [N] and statistics distance per group [G]."""
         t, count = state.t, self.active(state.t)
+        turn = t % len(self.teachers)
         images = state.images[:count].requires_grad_()
+        views = self.augment(images, t)
         with autocast(self.runtime):
-            logits = self.teacher.model(laid_out(self.augment(images, t), self.runtime))
+            logits = self.teachers[turn].model(laid_out(views, self.runtime))
         entropy = F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, self.labels[:count], reduction="none")
-        distance = match.collect()
+        distance = self.distance(turn, state)
         loss = (entropy.unflatten(0, (-1, self.groups)).mean(0) + self.config.bn_weight * distance).sum()
+        if self.config.densify:
+            loss = loss + self.config.densify * self.densification(views)
         (gradient,) = torch.autograd.grad(loss, images)
         with torch.no_grad():
             self.adam(state, gradient, count)
         losses = entropy.detach(), distance.detach()
         self.last = t, losses
         return losses
+
+    def distance(self, turn: int, state: State) -> Tensor:
+        """Statistics distance per group [G] of the teacher that was asked, whose moving average goes on from the state's."""
+        match = self.matches[turn]
+        match.past = state.past.get(turn)
+        distance = match.collect(self.dropped(match, state.t))
+        if match.past is not None:
+            state.past[turn] = match.past
+        return distance
+
+    def dropped(self, match: StatisticsMatch, t: int) -> Tensor | None:
+        """Which convolutions each group leaves out at iteration t, bool [G, convolutions]; None where that is never done."""
+        if not self.config.drop:
+            return None
+        streams = [stream(self.task.job.seed, "drop", group.key, t) for group in self.task.groups]
+        return torch.stack([torch.rand(len(match.convolutions), generator=draws) < self.config.drop for draws in streams])
+
+    def densification(self, views: Tensor) -> Tensor:
+        """Data densification of the active images, summed over groups and their classes."""
+        classes: dict[tuple[int, int], list[int]] = {}
+        for row, label in enumerate(self.labels[: len(views)].tolist()):
+            classes.setdefault((row % self.groups, label), []).append(row)
+        alike: dict[int, list[list[int]]] = {}
+        for rows in classes.values():
+            alike.setdefault(len(rows), []).append(rows)
+        return torch.stack([densification(views, torch.tensor(rows, device=self.device)).sum() for rows in alike.values()]).sum()
 
     def augment(self, images: Tensor, t: int) -> Tensor:
         """Crop, mirror and shift: one draw per group and iteration (per sub-batch too where each has its own clock)."""
@@ -297,7 +396,7 @@ class Step:
         drawn = [self.draw(group, t, k, *clock) for k, clock in enumerate(clocks) for group in self.task.groups]
         boxes, flips, shifts = (torch.stack(column) for column in zip(*drawn, strict=True))
         top, left, height, width = boxes.unbind(1)
-        size, shape = self.card.size, (len(clocks), self.groups)
+        size, shape = self.side(t), (len(clocks), self.groups)
         rows = axis_operator(top, height, size, shift=shifts[:, 0])
         cols = axis_operator(left, width, size, flips, shifts[:, 1])
         return rows.unflatten(0, shape), cols.unflatten(0, shape)
@@ -313,18 +412,24 @@ class Step:
         """Box [4], mirror and shifts [2] of a group at iteration t."""
         config, generator = self.config, stream(self.task.job.seed, "recover", group.key, t, k)
         least = smallest_crop(done, total, config.min_crop, config.curriculum, config.milestone)
-        box = draw_boxes(1, self.card.size, least, generator)[0]
+        box = self.draw_shift(t, generator) if config.pad else draw_boxes(1, self.side(t), least, generator)[0]
         flip = torch.rand((), generator=generator) < 0.5 if config.flip else torch.tensor(False)
         return box, flip, torch.randint(config.jitter + 1, (2,), generator=generator)
 
+    def draw_shift(self, t: int, generator: torch.Generator) -> Tensor:
+        """Box [4] of full size, up to `pad` pixels off."""
+        pad, side = self.config.pad, self.side(t)
+        return torch.cat([torch.randint(-pad, pad + 1, (2,), generator=generator), torch.tensor([side, side])])
+
     def adam(self, state: State, gradient: Tensor, count: int) -> None:
-        """Adam without weight decay on the first `count` images; a sub-batch's step count starts when it joins."""
+        """Adam without weight decay on the first `count` images; a sub-batch's step count starts when it joins, and with each stage."""
         config, t = self.config, state.t
+        begun = self.stages[bisect(self.stages, t) - 1]
+        joins = self.joins[:count].clamp_min(begun) if config.adam_steps == "sub_batch" else torch.full_like(self.joins[:count], begun)
         first, second = state.first[:count], state.second[:count]
         first.lerp_(gradient, 1 - config.beta1)
         second.mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
-        steps = t + 1 - self.joins[:count] if config.adam_steps == "sub_batch" else torch.full_like(self.joins[:count], t + 1)
-        steps = steps.to(gradient.dtype)
+        steps = (t + 1 - joins).to(gradient.dtype)
         rate = self.rates(t, count).to(gradient) / (1 - config.beta1**steps)
         scale = (second / (1 - config.beta2**steps)).sqrt_().add_(EPS)
         images = state.images.detach()[:count]
@@ -338,7 +443,8 @@ class Step:
 
     def watched_pixels(self, state: State) -> Tensor:
         """The recorded images as they are now, uint8 [R,C,H,W] on the CPU."""
-        return denormalise(state.images.detach()[self.watched], self.card.mean, self.card.std).cpu()
+        images = resized(state.images.detach()[self.watched], self.card.size)
+        return denormalise(images, self.card.mean, self.card.std).cpu()
 
     def frame(self, state: State) -> Frame:
         """What a listener that watches gets to see."""
@@ -353,7 +459,7 @@ class Step:
         """The images as they are in the pixels that are kept."""
         if not torch.isfinite(state.images).all():
             raise DeltError(f"recover: pixels of group {self.task.groups[0].key} are not finite; lower recover_lr")
-        images = kept_pixels(state.images.detach(), self.card.mean, self.card.std, self.config.save)
+        images = kept_pixels(resized(state.images.detach(), self.card.size), self.card.mean, self.card.std, self.config.save)
         return Unit(images, torch.stack([*state.recorded, images[self.task.watched]]), state.t, state.readings)
 
     def readings(self, t: int, losses: tuple[Tensor, Tensor]) -> Iterator[dict[str, Any]]:
@@ -393,11 +499,15 @@ def _work_until(schedule: Schedule, t: int) -> int:
     return sum(size * max(0, t - join) for size, join in spans)
 
 
-def _start(task: PackTask, device: torch.device) -> State:
+def _start(task: PackTask) -> Tensor:
+    """The normalised images [N,C,H,W] that a pack starts from."""
     card = task.teacher.card
-    start = _noise(task.teacher, task.members, task.job.seed) if task.start is None else normalise(task.start, card.mean, card.std)
-    images = start.to(device)
-    return State(images, torch.zeros_like(images), torch.zeros_like(images))
+    return _noise(task.teacher, task.members, task.job.seed) if task.start is None else normalise(task.start, card.mean, card.std)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Float images [N,C,H,W] at `side` pixels, bilinear; untouched where they have that size."""
+    return images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
 
 
 def _noise(teacher: Teacher, members: Sequence[tuple[int, int]], seed: int) -> Tensor:

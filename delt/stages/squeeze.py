@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delt.artifacts.teacher import Teacher, TeacherCard, check_classes, load_weights
+from delt.artifacts.teacher import FILES, Teacher, TeacherCard, check_classes, load_weights
 from delt.config import TeacherConfig
 from delt.data.augment import pad_crop
 from delt.data.images import RealSet, normalise
 from delt.data.views import safe_batch
 from delt.errors import TeacherError
+from delt.models import zoo
+from delt.models.statistics import patch_side, remember_convolutions
 from delt.models.zoo import build, has_batchnorm
 from delt.runtime import Job, settings, stream
 from delt.schedule import cosine
 from delt.storage import Slots
 from delt.training import accuracy, fit
+
+REMEMBERED = 64  # images per batch whose statistics are averaged (G-VBSM)
 
 
 def squeeze(real: RealSet, config: TeacherConfig, job: Job | None = None) -> Teacher:
@@ -38,6 +42,44 @@ def make_teacher(real: RealSet, config: TeacherConfig, job: Job | None = None) -
     """A teacher, however weak, with its test accuracy on its card."""
     job = job or Job()
     return _trained(real, config, job) if config.weights == "train" else _loaded(real, config, job)
+
+
+def backbones(config: TeacherConfig) -> dict[str, TeacherConfig]:
+    """Name -> settings of every teacher that a configuration means: `teacher`, then the others, each one's alone.
+
+    A torchvision weight name holds for all of them; beside a teacher from a file or folder the others are trained.
+
+    Raises:
+        ConfigError: an architecture does not exist.
+    """
+    alone = dataclasses.replace(config, others=())
+    theirs = dataclasses.replace(alone, weights="train") if _is_place(config.weights) else alone
+    others = {name: zoo.named(name) for name in config.others}
+    return {"teacher": alone} | {name: dataclasses.replace(theirs, arch=arch, width=width) for name, (arch, width) in others.items()}
+
+
+def _is_place(weights: str) -> bool:
+    return weights != "train" and (Path(weights).exists() or weights.endswith(FILES))
+
+
+def remember(teacher: Teacher, real: RealSet, job: Job | None = None) -> Teacher:
+    """Let a teacher remember what its convolutions see of the training images, in `convolutions` (G-VBSM).
+
+    Batches of 64, augmented as in the teacher's training, in the order of the set.
+    """
+    job, card = job or Job(), teacher.card
+    generator = stream(0, "remember", card.arch, card.width)
+    order = torch.arange(len(real.train))
+
+    def batches() -> Iterator[Tensor]:
+        for pixels, _ in real.train.batches(order, REMEMBERED):
+            images = normalise(pixels.to(job.device), card.mean, card.std)
+            yield pad_crop(images, card.config.get("pad", TeacherConfig().pad), card.flip, generator)
+            job.emit({"stage": "recover", "done": 0})  # who listens can stop here
+
+    with settings(job.runtime):
+        teacher.convolutions = remember_convolutions(teacher.to(job.device).model, batches(), patch_side(card.size))
+    return teacher
 
 
 def check_strength(card: TeacherCard, real: RealSet, config: TeacherConfig) -> None:
@@ -122,7 +164,7 @@ def _card(real: RealSet, config: TeacherConfig, source: str) -> TeacherCard:
         accuracy=0.0,
         source=source,
         fingerprint=real.fingerprint,
-        config=dataclasses.asdict(config),
+        config={name: value for name, value in dataclasses.asdict(config).items() if name != "others"},
     )
 
 
