@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from delt.analysis.accuracy import Accuracy
 from delt.analysis.compare import (
     HEADS,
     Entry,
@@ -16,12 +17,10 @@ from delt.analysis.compare import (
     entries,
     label_robust_score,
     merged,
-    paired,
     robustness,
     table,
     usual,
 )
-from delt.analysis.sweep import Accuracy
 from delt.artifacts.scores import Score
 from delt.errors import DataError
 from delt.methods import configure, control_of
@@ -172,15 +171,6 @@ def test_an_empty_table_has_its_head():
 
 def test_a_protocol_reads_well():
     assert str(HOW) == "convnet3, recipe common, 10 epochs" and Entry("a", "delt", True, "digits").accuracy == {}
-
-
-def test_differences_are_paired_over_seeds():
-    found = paired(Accuracy((80.0, 84.0, 82.0)), Accuracy((78.0, 81.0, 81.0)))
-    assert found is not None and found.mean == pytest.approx(2) and found.error == pytest.approx(1 / 3**0.5) and found.clear
-    assert str(found) == "+2.00 ± 0.58"
-    assert str(paired(Accuracy((80.0, 70.0)), Accuracy((70.0, 80.0)))) == "+0.00 ± 10.00 (inside the noise)"
-    assert "the noise is unknown" in str(paired(Accuracy((80.0,)), Accuracy((81.0,))))
-    assert paired(Accuracy((80.0,)), Accuracy((81.0, 82.0))) is None
 
 
 def test_the_label_robust_score_is_that_of_the_paper():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
-from delt.analysis.sweep import Accuracy, PointRow, flat, kinds, lead, measured, table, varying
+from delt.analysis.accuracy import Accuracy
+from delt.analysis.sweep import PointRow, against, flat, kinds, lead, measured, table, varying
 from delt.artifacts.scores import Score, Scores
 from delt.methods import configure
 
@@ -17,18 +19,6 @@ def row(name="a", soft=(), hard=(), random=(), state="done", **parameters):
     kept = {key: Accuracy(tuple(values)) for key, values in accuracy.items() if values}
     more = {"student": "convnet3", "epochs": 30, "work": 1000, "saved": 0.25, "seconds": 12.0, "cosine": {"delt": 0.8}} if kept else {}
     return PointRow(name, parameters, state, method="delt", accuracy=kept, **more)
-
-
-def test_accuracy_is_mean_and_sample_deviation():
-    values = (80.0, 83.0, 85.0)
-    accuracy = Accuracy(values)
-    mean = sum(values) / 3
-    std = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
-    assert accuracy.mean == pytest.approx(mean) and accuracy.std == pytest.approx(std)
-    assert accuracy.error == pytest.approx(std / math.sqrt(3)) and accuracy.n == 3
-    assert str(accuracy) == "82.67 ± 2.52"
-    alone = Accuracy((80.0,))
-    assert (alone.mean, alone.std, alone.error, str(alone)) == (80.0, None, None, "80.00")
 
 
 def test_measured_takes_the_own_recipe_of_the_first_architecture():
@@ -43,7 +33,7 @@ def test_measured_takes_the_own_recipe_of_the_first_architecture():
         ]
     )
     found = measured("a", {"ipc": 5}, config, scores, {"delt": {"mean": 0.8}, "real": {}}, classes=10, seconds=3.0)
-    assert found.accuracy == {("delt", "soft"): Accuracy((90.0, 91.0)), ("random", "soft"): Accuracy((70.0,))}
+    assert found.accuracy == {("delt", "soft"): Accuracy((90.0, 91.0), (0, 1)), ("random", "soft"): Accuracy((70.0,), (0,))}
     assert (found.student, found.epochs, found.state, found.method) == ("convnet3", 30, "done", "delt")
     assert found.cosine == {"delt": 0.8}
     assert found.work == 10 * sum([400, 320, 240, 160, 80]) and found.saved == pytest.approx(0.4)
@@ -69,16 +59,56 @@ def test_kinds_has_soft_first():
 def test_the_lead_and_its_noise():
     low, high, none = row("low", soft=[70.0, 72.0]), row("high", soft=[80.0, 84.0]), row("none", state="failed")
     found = lead([low, none, high], "soft")
-    assert (found.best, found.second, found.difference) == (high, low, 11.0)
-    errors = [statistics.stdev(values) / math.sqrt(2) for values in ([70, 72], [80, 84])]
-    assert found.error == pytest.approx(math.sqrt(errors[0] ** 2 + errors[1] ** 2))
-    assert found.clear and str(found) == "11.00 ± 2.24 points (standard error) above the second: more than the noise"
+    assert (found.best, found.second, found.above.mean) == (high, low, 11.0)
+    assert found.above.error == pytest.approx(statistics.stdev([80 - 70, 84 - 72]) / math.sqrt(2))
+    assert found.clear and str(found) == "11.00 ± 1.00 points (standard error, paired over 2 seeds) above the second: more than the noise"
     close = lead([row(soft=[80.0, 84.0]), row(soft=[81.0, 84.0])], "soft")
     assert not close.clear and "within the noise" in str(close)
     single = lead([row(soft=[80.0]), row(soft=[70.0, 71.0])], "soft")
-    assert single.error is None and not single.clear and "the noise is unknown" in str(single)
+    assert single.above.error is None and not single.clear and "the noise is unknown" in str(single)
     assert str(lead([high, none], "soft")) == "one point alone"
     assert lead([none], "soft") is None and lead([high], "hard") is None
+
+
+def test_the_lead_is_not_paired_where_the_seeds_differ():
+    low, high = seeded("low", [70.0, 72.0], (0, 1)), seeded("high", [80.0, 84.0], (1, 2))
+    errors = [statistics.stdev(values) / math.sqrt(2) for values in ([70, 72], [80, 84])]
+    found = lead([low, high], "soft")
+    assert found.above.error == pytest.approx(math.sqrt(errors[0] ** 2 + errors[1] ** 2))
+    assert str(found) == "11.00 ± 2.24 points (standard error) above the second: more than the noise"
+
+
+def seeded(name, values, seeds, **parameters):
+    return PointRow(name, parameters, "done", method="delt", accuracy={("delt", "soft"): Accuracy(tuple(values), tuple(seeds))})
+
+
+def test_each_point_is_held_against_the_reference():
+    rows = [
+        seeded("a", [80.0, 84.0, 82.0], range(3), m=5, keep=["x", "y"]),
+        replace(seeded("b", [78.0, 81.0, 81.0], range(3), m=1, keep=["x"]), reference=True),
+        seeded("c", [78.0, 80.0, 81.0], range(3), m=2, keep=["x"]),
+        seeded("d", [70.0, 71.0, 70.0], (1, 2, 3), m=3, keep=["x"]),
+        row("e", state="failed", m=4, keep=["x"]),
+    ]
+    assert against(rows) == [
+        "soft labels, points of top-1, mean ± standard error, paired over seeds:",
+        "  m 5, keep x+y: +2.00 ± 0.58 above m 1, keep x",
+        "  m 2, keep x: -0.33 ± 0.33 above m 1, keep x (inside the noise)",
+        "  m 3, keep x: -9.67 ± 1.05 above m 1, keep x (other seeds: not paired)",
+    ]
+
+
+def test_without_a_named_reference_it_is_the_first_point():
+    first, second = row(soft=[80.0, 82.0], hard=[60.0, 62.0], m=1), row(soft=[83.0, 86.0], hard=[60.0, 62.0], m=2)
+    lines = against([first, second])
+    assert [line.split()[0] for line in lines] == ["soft", "m", "hard", "m"]
+    assert lines[1] == "  m 2: +3.50 ± 0.50 above m 1" and lines[3] == "  m 2: +0.00 ± 0.00 above m 1 (inside the noise)"
+    assert against([first]) == against([]) == []
+
+
+def test_a_reference_without_a_result_is_said():
+    rows = [row("a", state="failed", m=1), row("b", soft=[80.0], m=2)]
+    assert against(rows) == ["soft labels: m 1, which the others are to be held against, has no result"]
 
 
 def test_flat_has_the_parameters_first():

@@ -40,7 +40,18 @@ def test_a_row_per_point(folder, smoke_run):
     for labels in smoke_run.config.evaluate.labels:
         students = [row.last for row in smoke_run.scores if (row.set, row.labels) == ("delt", labels)]
         assert done.own(labels).values == tuple(students)
+        assert done.own(labels).seeds == (0, 1)
     assert done.cosine["delt"] == smoke_run.diversity["delt"]["mean"]
+
+
+def test_the_reference_is_read(folder):
+    assert not any(row.reference for row in read_sweep(folder))  # of a sweep from before there were any
+    note = json.loads((folder / NOTE).read_text())
+    for name in ("ipc=5", "ipc=500"):
+        for point in note["points"]:
+            point["reference"] = point["name"] == name
+        (folder / NOTE).write_text(json.dumps(note))
+        assert [row.name for row in read_sweep(folder) if row.reference] == [name]
 
 
 def test_seconds_count_the_controls_but_not_their_students_twice(smoke_run):

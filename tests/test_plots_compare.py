@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from test_plots_pictures import NAMES, TEN, a_set
 
 from delt import plots
+from delt.analysis.accuracy import Accuracy
 from delt.analysis.compare import Entry, Protocol
-from delt.analysis.sweep import Accuracy
 from delt.errors import DataError
 
 HOW = Protocol("common", "convnet3", 30)

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from delt import plots
-from delt.analysis.sweep import Accuracy, PointRow
+from delt.analysis.accuracy import Accuracy
+from delt.analysis.sweep import PointRow
 from delt.config import flat_fields
 from delt.errors import DataError
 from delt.plots.sweep import BEST, axis_label
@@ -204,6 +205,16 @@ def test_axis_labels_are_short_and_begin_large(entry):
     label = axis_label(entry.name)
     assert 0 < len(label) <= 45 and not label.endswith((":", " "))
     assert label == entry.name or label[0] == label[0].upper()
+
+
+def test_an_axis_is_not_named_after_one_of_its_values():
+    assert axis_label("fidelity") == "fidelity" and axis_label("recover_grouping") == "recover_grouping"
+    assert axis_label("sub_batches") == "M: sub-batches" and axis_label("no_field") == "no_field"
+
+
+def test_the_subtitle_says_whether_the_lead_is_paired():
+    rows = [row(name, soft=[80.0, 82.0, 85.0], m=k) for k, name in enumerate("ab")]
+    assert "paired over 3 seeds" in " ".join(" ".join(texts(plots.overview(rows))).split())
 
 
 def test_the_same_rows_give_the_same_picture():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from delt import storage
-from delt.analysis.sweep import KINDS, Accuracy
+from delt.analysis.accuracy import KINDS, Accuracy, paired
 from delt.analysis.table import aligned, schedule_of
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
@@ -199,33 +198,6 @@ def differences(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
     names = next(iter(flats.values()), {})
     values = {name: {run: flat[name] for run, flat in flats.items()} for name in names if name not in SILENT}
     return {name: by_run for name, by_run in values.items() if len(set(map(repr, by_run.values()))) > 1}
-
-
-class Difference(NamedTuple):
-    """How far a set is above another in points of top-1, paired over the seeds of their students."""
-
-    mean: float
-    error: float | None  # standard error; None for a single pair
-    n: int
-
-    @property
-    def clear(self) -> bool:
-        """Whether it is more than two standard errors away from none."""
-        return self.error is not None and abs(self.mean) > 2 * self.error
-
-    def __str__(self) -> str:
-        if self.error is None:
-            return f"{self.mean:+.2f} (one student each, so the noise is unknown)"
-        return f"{self.mean:+.2f} ± {self.error:.2f} {'' if self.clear else '(inside the noise)'}".rstrip()
-
-
-def paired(one: Accuracy, other: Accuracy) -> Difference | None:
-    """The difference of two sets whose students had the same seeds; None where they are not as many."""
-    if one.n != other.n:
-        return None
-    off = [a - b for a, b in zip(one.values, other.values, strict=True)]
-    error = statistics.stdev(off) / math.sqrt(len(off)) if len(off) > 1 else None
-    return Difference(statistics.fmean(off), error, len(off))
 
 
 def differences_to(found: Sequence[Entry], reference: str) -> list[str]:

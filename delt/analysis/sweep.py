@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from delt.analysis.accuracy import KINDS, Accuracy, Difference, difference
 from delt.analysis.table import aligned, schedule_of
 from delt.artifacts.scores import Score, Scores
 from delt.config import RunConfig
-
-KINDS = ("soft", "hard")  # of labels; the first that was trained with is the one that counts
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 in % of one kind of student after the last epoch, by seed."""
-
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation; None for a single student."""
-        return statistics.stdev(self.values) if self.n > 1 else None
-
-    @property
-    def error(self) -> float | None:
-        """Standard error of the mean; None for a single student."""
-        return None if self.std is None else self.std / math.sqrt(self.n)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +24,7 @@ class PointRow:
     name: str
     parameters: Mapping[str, Any]  # its own
     state: str  # waiting, running, done, failed
+    reference: bool = False  # whether the others are held against it
     method: str = ""  # under which name its set stands in the two mappings
     error: str = ""
     seconds: float | None = None  # of its stages, controls included
@@ -72,25 +42,25 @@ class PointRow:
 
 @dataclass(frozen=True)
 class Lead:
-    """The best point, the second best, and the difference of their means in points of top-1 with its standard error."""
+    """The best point, the second best, and how far it is above it."""
 
     best: PointRow
     second: PointRow | None
-    difference: float
-    error: float | None  # None where a mean has no spread
+    above: Difference | None  # None for a point alone
 
     @property
     def clear(self) -> bool:
         """Whether the difference is more than two standard errors."""
-        return self.error is not None and self.difference > 2 * self.error
+        return self.above is not None and self.above.clear
 
     def __str__(self) -> str:
-        if self.second is None:
+        if self.above is None:
             return "one point alone"
-        if self.error is None:
-            return f"{self.difference:.2f} points above the second; one student each, so the noise is unknown"
+        if self.above.error is None:
+            return f"{self.above.mean:.2f} points above the second; one student each, so the noise is unknown"
+        how = f"standard error, paired over {self.above.n} seeds" if self.above.n else "standard error"
         words = "more than" if self.clear else "within"
-        return f"{self.difference:.2f} ± {self.error:.2f} points (standard error) above the second: {words} the noise"
+        return f"{self.above.mean:.2f} ± {self.above.error:.2f} points ({how}) above the second: {words} the noise"
 
 
 def measured(
@@ -126,7 +96,7 @@ def _by_set(rows: Iterable[Score]) -> dict[tuple[str, str], Accuracy]:
     found: dict[tuple[str, str], list[Score]] = {}
     for row in rows:
         found.setdefault((row.set, row.labels), []).append(row)
-    return {key: Accuracy(tuple(row.last for row in sorted(group))) for key, group in found.items()}
+    return {key: Accuracy.of(group) for key, group in found.items()}
 
 
 def varying(rows: Sequence[PointRow]) -> list[str]:
@@ -147,12 +117,41 @@ def lead(rows: Iterable[PointRow], labels: str) -> Lead | None:
     ranked = sorted(known, key=lambda pair: -pair[0].mean)
     if not ranked:
         return None
-    (top, best), second = ranked[0], ranked[1] if len(ranked) > 1 else None
-    if second is None:
-        return Lead(best, None, 0.0, None)
-    errors = (top.error, second[0].error)
-    noise = None if None in errors else math.hypot(*(error for error in errors if error is not None))
-    return Lead(best, second[1], top.mean - second[0].mean, noise)
+    (top, best), *others = ranked
+    return Lead(best, others[0][1], difference(top, others[0][0])) if others else Lead(best, None, None)
+
+
+def against(rows: Sequence[PointRow]) -> list[str]:
+    """How far each point is above the reference, or above the first where none is named, a line each under a head per kind of labels.
+
+    Paired over seeds where the students of both had the same; a line says where they had not.
+    """
+    if len(rows) < 2:
+        return []
+    names, beside = varying(rows), next((row for row in rows if row.reference), rows[0])
+    lines = []
+    for labels in kinds(rows):
+        if (base := beside.own(labels)) is None:
+            lines.append(f"{labels} labels: {_called(beside, names)}, which the others are to be held against, has no result")
+            continue
+        lines.append(f"{labels} labels, points of top-1, mean ± standard error, paired over seeds:")
+        others = [(row, own) for row in rows if row is not beside and (own := row.own(labels))]
+        lines += [f"  {_called(row, names)}: {_above(difference(own, base), _called(beside, names))}" for row, own in others]
+    return lines
+
+
+def _above(found: Difference, reference: str) -> str:
+    remarks = [found.remark, "" if found.n else "(other seeds: not paired)"]
+    return " ".join([f"{found.figures} above {reference}", *filter(None, remarks)])
+
+
+def _called(row: PointRow, names: Sequence[str]) -> str:
+    """A point by the parameters that vary, e.g. `sub_batches 5`."""
+    return ", ".join(f"{name} {_said(row.parameters.get(name))}" for name in names) or row.name
+
+
+def _said(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def flat(row: PointRow, names: Sequence[str]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ OUT/sweep.json says which points there are and how they ended; whether one is do
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from delt.analysis.sweep import KINDS, PointRow, measured
+from delt.analysis.accuracy import KINDS
+from delt.analysis.sweep import PointRow, measured
 from delt.artifacts.folder import RunFolder
 from delt.batch.notebook import RUN
 from delt.errors import DeltError, IntegrityError, RunError
@@ -45,14 +47,15 @@ def noted(out: Path) -> dict[str, Any]:
 
 def _row(folder: Path, point: Mapping[str, Any]) -> PointRow:
     """A point that was done and cannot be read any more counts as waiting, with the reason."""
-    name, parameters = point["name"], point["parameters"]
+    name, parameters, reference = point["name"], point["parameters"], point.get("reference", False)
     if point["state"] != "done":
-        return PointRow(name, parameters, point["state"], error=point["error"])
+        return PointRow(name, parameters, point["state"], reference, error=point["error"])
     try:
         run = load(folder / RUN)
-        return measured(name, parameters, run.config, run.scores, run.diversity, len(run.classes), stage_seconds(run))
+        row = measured(name, parameters, run.config, run.scores, run.diversity, len(run.classes), stage_seconds(run))
+        return replace(row, reference=reference)
     except DeltError as error:
-        return PointRow(name, parameters, "waiting", error=str(error))
+        return PointRow(name, parameters, "waiting", reference, error=str(error))
 
 
 def stage_seconds(run: Run) -> float:

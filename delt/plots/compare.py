@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from torch import Tensor
 
+from delt.analysis.accuracy import KINDS
 from delt.analysis.compare import FULL, Entry, usual
-from delt.analysis.sweep import KINDS
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
 from delt.plots.style import GREY, WIDTH, SetStyle, elided, fill, note, picture, set_styles, shown_labels, spread, styled

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from delt.analysis.sweep import Accuracy, PointRow, kinds, lead, varying
+from delt.analysis.accuracy import Accuracy
+from delt.analysis.sweep import PointRow, kinds, lead, varying
 from delt.config import flat_fields
 from delt.errors import DataError
 from delt.plots.style import FAINT, MUTED, SETS, SetStyle, dash, dots, fill, in_order, note, on, picture, set_styles, styled
@@ -244,7 +245,10 @@ def axis_label(name: str) -> str:
     >>> axis_label("sub_batches")
     'M: sub-batches'
     """
-    words = next((entry.help for entry in flat_fields() if entry.name == name), name).split(";")[0].split(" (")[0]
+    entry = next((entry for entry in flat_fields() if entry.name == name), None)
+    if entry is None or entry.help.split(":")[0] in (entry.item.metadata["choices"] or ()):  # which explains values, not the parameter
+        return name
+    words = entry.help.split(";")[0].split(" (")[0]
     short = next((part for part in (words, words.split(": ")[0], words.split(",")[0]) if len(part) <= 45), None)
     return short[0].upper() + short[1:] if short else name
 
