@@ -35,7 +35,7 @@ def test_from_the_beginning_to_the_end(sweep, tmp_path, capsys):
     board.ended(three, "failed", 3.0, "DataError: too few")
     board.close()
     note = written(tmp_path)
-    assert note["title"] == "Three"
+    assert note["title"] == "Three" and [point["reference"] for point in note["points"]] == [True, False, False]
     assert [(p["state"], p["seconds"], p["error"]) for p in note["points"]] == [
         ("done", None, ""),
         ("done", 12.3, ""),

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 import delt
-from delt.batch.points import LONGEST_NAME, MOST, load_sweep, point_name
+from delt.analysis.table import schedule_of
+from delt.batch.points import LONGEST_NAME, MOST, load_sweep, named, point_name
+from delt.config import FIDELITY, flatten
 from delt.errors import ConfigError
+from delt.grouping import make_groups
 from delt.methods import said
 
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "papermill_runs" / "sweeps").glob("*.yaml"))
@@ -48,6 +51,21 @@ def test_lists_are_values(load):
     sweep = load(BASE + "grid: {evaluate_labels: [[soft], [soft, hard]]}")
     assert [point.name for point in sweep.points] == ["evaluate_labels=soft", "evaluate_labels=soft+hard"]
     assert [point.config.evaluate.labels for point in sweep.points] == [("soft",), ("soft", "hard")]
+
+
+def test_the_reference_is_the_point_of_these_values_or_the_first(load):
+    grid = BASE + "grid: {round_iterations: [2, 3], sub_batches: [2, 4]}\n"
+    assert load(grid).reference.name == "round_iterations=2,sub_batches=2"
+    assert load(grid + "reference: {sub_batches: 4, round_iterations: 3}").reference.name == "round_iterations=3,sub_batches=4"
+    lists = load(BASE + "grid: {evaluate_labels: [[soft], [soft, hard]]}\nreference: {evaluate_labels: [soft, hard]}")
+    assert lists.reference is lists.points[1]
+
+
+def test_the_reference_may_have_what_it_does_not_name(load):
+    sweep = load(BASE + "points: [{sub_batches: 2}, {method: random}]\nreference: {method: delt}")
+    assert sweep.reference is sweep.points[0]
+    assert named(sweep.points) == ["sub_batches", "method"]
+    assert sweep.reference.values(named(sweep.points)) == {"sub_batches": 2, "method": "delt"}
 
 
 def test_relative_paths_count_from_the_current_folder(load, tmp_path, monkeypatch):
@@ -98,6 +116,19 @@ REFUSED = {
         "sub_batches=4: .*round_it",
     ),
     "more sub-batches than images": (BASE + "grid: {ipc: [5], sub_batches: [6]}", "point ipc=5,sub_batches=6: sub_batches is 6 with ipc 5"),
+    "a reference that is no point": (
+        BASE + "grid: {sub_batches: [2, 4]}\nreference: {sub_batches: 3}",
+        "reference is .*fits no point; .*of sub_",
+    ),
+    "a reference of another type": (BASE + "grid: {ipc: [1, 2]}\nreference: {ipc: yes}", "reference is {'ipc': True}, which fits no point"),
+    "a reference to two points": (
+        BASE + "grid: {round_iterations: [2, 3], sub_batches: [2, 4]}\nreference: {sub_batches: 2}",
+        "fits 2 points; it has to fit one of round_iterations=2,sub_batches=2, round_iterations=3,sub_batches=2$",
+    ),
+    "a reference to many points": (BASE + f"grid: {{seed: {list(range(20))}}}\nreference: {{}}", "fits 20 points; .* seed=7 or 12 more$"),
+    "a reference of unknown name": (BASE + "grid: {ipc: [5, 6]}\nreference: {icp: 5}", "reference: unknown parameter 'icp': did you mean"),
+    "a reference to a number": (BASE + "grid: {ipc: [5, 6]}\nreference: {0: 5}", "reference: unknown parameter '0': known are ipc"),
+    "a reference that is a name": (BASE + "grid: {ipc: [5]}\nreference: ipc=5", "reference is 'ipc=5'; allowed is a mapping"),
     "a number that YAML reads as text": (BASE + "points: [{teacher_lr: 1e-3}]", r"YAML takes 1e-3 for text: .*as in 1.0e-3"),
     "empty file": ("", "holds no sweep but NoneType; allowed are the fields title, jobs"),
     "list": ("[1, 2]", "holds no sweep but list"),
@@ -144,3 +175,30 @@ def test_every_shipped_sweep_has_a_smoke_twin():
     for name in (name for name in names if not name.endswith("_smoke")):
         swept, smoke = load_sweep(SHIPPED[0].with_name(f"{name}.yaml")), load_sweep(SHIPPED[0].with_name(f"{name}_smoke.yaml"))
         assert set(smoke.points[0].parameters) == set(swept.points[0].parameters)
+
+
+@pytest.mark.parametrize("name", ["earlylate", "fidelity", "groups", "init", "iterations"])
+def test_what_an_ablation_varies_is_all_that_differs(name):
+    sweep = load_sweep(SHIPPED[0].with_name(f"{name}.yaml"))
+    flats = [flatten(point.config) for point in sweep.points]
+    differ = {key for key in flats[0] if len({repr(flat[key]) for flat in flats}) > 1}
+    follows = {"earlylate": {"round_iterations"}, "iterations": {"round_iterations"}, "fidelity": set(FIDELITY["strict"])}
+    assert differ == set(sweep.points[0].parameters) | follows.get(name, set())
+
+
+def test_groups_of_the_shipped_sweep_are_what_they_say():
+    shapes = []
+    for point in load_sweep(SHIPPED[0].with_name("groups.yaml")).points:
+        recover = point.config.recover
+        groups = make_groups(10, schedule_of(point.config), recover.grouping, recover.group_size, recover.group_cut)
+        assert sum(len(group.members) for group in groups) == 10 * point.config.ipc
+        shapes.append((len(groups), len(groups[0].members), len({c for c, _ in groups[0].members})))
+    assert shapes == [(10, 5, 1), (5, 10, 2), (1, 50, 10), (10, 5, 5), (5, 10, 10)]  # groups, their images, their classes
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("earlylate", {"sub_batches": 1}), ("init", {"rank_keep": "random"}), ("fidelity", {"fidelity": "strict"})]
+)
+def test_shipped_sweeps_name_their_reference(name, own):
+    for path in (f"{name}.yaml", f"{name}_smoke.yaml"):
+        assert load_sweep(SHIPPED[0].with_name(path)).reference.parameters == own

@@ -26,9 +26,10 @@ SMALL = {"dataset": "digits", "preset": "smoke", "iterations": 8, "workers": 1, 
 STAGES = "run/.work/stages"
 
 
-def write(folder, points, **fixed):
+def write(folder, points, reference=None, **fixed):
     path = folder / "a.yaml"
-    path.write_text(json.dumps({"parameters": SMALL | fixed, "points": points}))  # JSON is YAML
+    more = {"reference": reference} if reference else {}
+    path.write_text(json.dumps({"parameters": SMALL | fixed, "points": points, **more}))  # JSON is YAML
     return path
 
 
@@ -101,6 +102,7 @@ def test_the_summary_says_what_is_missing(twice):
     page, picture = twice["summary"]
     assert picture.startswith(b"\x89PNG") and "data:image/png" in page
     assert "fewer than 500" in page and "ipc=3: failed" in page and "Traceback" not in page
+    assert "soft labels, points of top-1, mean ± standard error, paired over seeds:" in page
 
 
 def test_the_same_command_does_only_what_is_missing_or_failed(twice):
@@ -186,6 +188,9 @@ def test_the_summary_is_of_the_points_as_they_are(here, tmp_path, monkeypatch):
     run_sweep(write(tmp_path, [{"ipc": 2}, {"ipc": 3}]), out)
     run_sweep(write(tmp_path, [{"ipc": 2}, {"ipc": 3}]), out)
     assert len(seen) == 1  # it stands
+    run_sweep(write(tmp_path, [{"ipc": 2}, {"ipc": 3}], reference={"ipc": 3}), out)
+    run_sweep(write(tmp_path, [{"ipc": 2}, {"ipc": 3}], reference={"ipc": 3}), out)
+    assert seen.pop() == 2 and len(seen) == 1  # others are held against another point
     run_sweep(write(tmp_path, [{"ipc": 3}]), out)
     assert len(seen) == 2  # a point left the sweep
     shutil.rmtree(out / "ipc=3")
@@ -204,6 +209,12 @@ def test_a_standing_point_of_other_settings_is_refused_before_anything_starts(he
     with pytest.raises(RunError, match="point ipc=2: .*of another configuration .*recover"):
         run_sweep(write(tmp_path, [{"seed": 1}, {"ipc": 2}], recover_lr=0.5), out)
     assert here == ["ipc=2"] and times(out) == before
+
+
+def test_a_reference_that_is_no_point_is_refused_before_anything_starts(here, tmp_path):
+    with pytest.raises(ConfigError, match="reference is {'ipc': 4}, which fits no point"):
+        run_sweep(write(tmp_path, [{"ipc": 2}, {"ipc": 3}], reference={"ipc": 4}), tmp_path / "out")
+    assert not here and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

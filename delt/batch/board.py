@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from delt.batch.notebook import RUN
-from delt.batch.points import Point, Sweep
+from delt.batch.points import Point, Sweep, named
 from delt.batch.report import NOTE, headline, noted
-from delt.config import flatten
 from delt.pipeline import STAGES
 from delt.storage import write_json
 
@@ -26,14 +25,12 @@ class Board:
 
     def __init__(self, sweep: Sweep, out: Path) -> None:
         self.sweep, self.out = sweep, out
-        names = dict.fromkeys(name for point in sweep.points for name in point.parameters)
-        before = noted(out)
+        names, before = named(sweep.points), noted(out)
         self.entries: dict[str, dict[str, Any]] = {}
         for point in sweep.points:
-            values = flatten(point.config)
-            parameters = {name: values[name] for name in names} | dict(point.parameters)
+            about = {"name": point.name, "parameters": point.values(names), "reference": point is sweep.reference}
             seconds = before.get(point.name, {}).get("seconds")
-            self.entries[point.name] = {"name": point.name, "parameters": parameters, "state": "waiting", "seconds": seconds, "error": ""}
+            self.entries[point.name] = about | {"state": "waiting", "seconds": seconds, "error": ""}
         self._width = max(len(point.name) for point in sweep.points)
         self._begun: dict[str, float] = {}
         self._bar: Any = None

@@ -8,6 +8,7 @@ grid:                           # every combination of these
   sub_batches: [2, 4]
 points:                         # and these
   - {method: random}
+reference: {method: random}     # the point that the summary holds the others against (default: the first)
 
 Names and types are those of the notebook's parameters. Relative paths count from the current folder.
 """
@@ -18,20 +19,21 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delt.config import RunConfig
+from delt.config import RunConfig, flatten
 from delt.errors import ConfigError, DeltError, unknown
 from delt.methods import configure
 from delt.pipeline import absolute
 from delt.storage import sha256_bytes
 
-FIELDS: dict[str, type] = {"title": str, "jobs": int, "parameters": dict, "grid": dict, "points": list}
+FIELDS: dict[str, type] = {"title": str, "jobs": int, "parameters": dict, "grid": dict, "points": list, "reference": dict}
 WORDS = {str: "a text", int: "a whole number", dict: "a mapping of names to values", list: "a list of mappings"}
 MOST = 1000  # points; more are a slip of the pen
+NAMED = 8  # points in an error's list
 LONGEST_NAME, LONGEST_VALUE = 120, 32  # characters; a folder's name may have 255 bytes
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that some file system or shell minds
 
@@ -44,6 +46,11 @@ class Point:
     parameters: Mapping[str, Any]
     config: RunConfig
 
+    def values(self, names: Iterable[str]) -> dict[str, Any]:
+        """Its value of each of these parameters, whether it names them itself or not."""
+        known = flatten(self.config) | dict(self.parameters)
+        return {name: known[name] for name in names}
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -53,14 +60,15 @@ class Sweep:
     title: str
     jobs: int
     points: tuple[Point, ...]
+    reference: Point  # the one that the others are held against
 
 
 def load_sweep(file: Path | str) -> Sweep:
     """Read a sweep file and check every point of it.
 
     Raises:
-        ConfigError: there is no such file, it is no sweep, or a point has an unknown or wrong parameter or a schedule that
-            does not fit; the message names the file and the point.
+        ConfigError: there is no such file, it is no sweep, a point has an unknown or wrong parameter or a schedule that does
+            not fit, or the reference is no point; the message names the file and the point.
     """
     path = Path(file)
     content = _content(path)
@@ -71,7 +79,31 @@ def load_sweep(file: Path | str) -> Sweep:
             raise ConfigError(f"{path}: points {seen[point.config]} and {point.name} are the same run: leave one out")
         seen[point.config] = point.name
         points.append(point)
-    return Sweep(path.stem, content.get("title", path.stem), content.get("jobs", 1), tuple(points))
+    reference = _reference(content["reference"], points, path) if "reference" in content else points[0]
+    return Sweep(path.stem, content.get("title", path.stem), content.get("jobs", 1), tuple(points), reference)
+
+
+def named(points: Iterable[Point]) -> list[str]:
+    """Every parameter that any of these points names."""
+    return list(dict.fromkeys(name for point in points for name in point.parameters))
+
+
+def _reference(wanted: Mapping[str, Any], points: Sequence[Point], path: Path) -> Point:
+    """The one point that has these values."""
+    names = named(points)
+    if odd := [name for name in wanted if name not in names]:
+        raise ConfigError(f"{path}, reference: {unknown('parameter', odd[0], names)}")
+    text = _text(wanted)  # in which 1 and true differ, as they do not in Python
+    found = [point for point in points if _text(point.values(wanted)) == text]
+    if len(found) == 1:
+        return found[0]
+    fits, near = f"{len(found)} points" if found else "no point", [point.name for point in found or points]
+    shown = ", ".join(near[:NAMED]) + (f" or {len(near) - NAMED} more" if len(near) > NAMED else "")
+    raise ConfigError(f"{path}: reference is {wanted!r}, which fits {fits}; it has to fit one of {shown}")
+
+
+def _text(meaning: Any) -> str:
+    return json.dumps(meaning, sort_keys=True, default=str)
 
 
 def point_name(own: Mapping[str, Any]) -> str:
@@ -92,7 +124,7 @@ def _word(value: Any) -> str:
 
 
 def _shortened(text: str, length: int, meaning: Any) -> str:
-    digest = sha256_bytes(json.dumps(meaning, sort_keys=True, default=str).encode())[:8]
+    digest = sha256_bytes(_text(meaning).encode())[:8]
     return f"{text[: length - 9]}~{digest}"
 
 

@@ -82,7 +82,8 @@ def run_sweep(file: Path | str, out: Path | str | None = None, jobs: int | None 
     with RunFolder(folder).hold():
         done = [point for point in sweep.points if is_done(point.config, folder / point.name)]
         todo = [point for point in sweep.points if point not in done]
-        if todo or list(noted(folder)) != [point.name for point in sweep.points]:
+        said = [(name, entry.get("reference")) for name, entry in noted(folder).items()]
+        if todo or said != [(point.name, point is sweep.reference) for point in sweep.points]:
             remove(folder / f"{SUMMARY}.html")  # which says, where it stands, that the summary is of these points as they are
         board = Board(sweep, folder)
         board.begin(done, min(jobs, max(1, len(todo))))
