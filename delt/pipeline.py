@@ -299,7 +299,7 @@ class Pipeline:
             data=self.real.fingerprint,
             student=list(task.score.key),
             width=task.width,
-            recipe=repr(recipe_of(task.recipe.name)),
+            recipe=repr(recipe_of(task.recipe.name, card.dataset, card.size)),
             normalisation=[card.mean, card.std],
             torch=versions["torch"],
             **self.machine_keys(),

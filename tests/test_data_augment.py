@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from delt.data import augment
-from delt.data.augment import Mix, axis_operator, cutmix, draw_boxes, mixup, pad_crop, random_resized_crop, warp
+from delt.data.augment import Mix, axis_operator, cutmix, draw_boxes, mixup, pad_crop, random_resized_crop, shuffle_patches, warp
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -170,6 +171,34 @@ def test_pad_crop_is_a_shift_and_a_mirror_found_by_a_loop(flip: bool) -> None:
 def test_pad_crop_by_nothing_is_the_image() -> None:
     images = torch.rand(4, 3, 6, 6, generator=generator())
     assert torch.equal(pad_crop(images, 0, False, generator()), images)
+
+
+def strips_moved(image: Tensor, parts: int, cols: tuple[int, ...], rows: tuple[int, ...]) -> Tensor:
+    """Strip by strip: columns, then rows, in the given orders."""
+    edges = [math.ceil(part * image.shape[-1] / parts) for part in range(parts + 1)]
+    image = torch.cat([image[:, :, edges[part] : edges[part + 1]] for part in cols], 2)
+    return torch.cat([image[:, edges[part] : edges[part + 1]] for part in rows], 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "dtype"), [(6, 2, torch.uint8), (6, 3, torch.float32), (7, 2, torch.uint8), (8, 3, torch.double)]
+)
+def test_shuffled_patches_are_strips_that_changed_places(size: int, parts: int, dtype: torch.dtype) -> None:
+    image = torch.arange(2 * size * size).view(2, size, size).to(dtype)
+    orders = list(itertools.permutations(range(parts)))
+    table = {(cols, rows): strips_moved(image, parts, cols, rows) for cols in orders for rows in orders}
+    count = 40 * len(table)
+    out = shuffle_patches(image.expand(count, -1, -1, -1), parts, generator(1))
+    assert out.dtype == dtype
+    seen = [[order for order, moved in table.items() if torch.equal(moved, made)] for made in out]
+    assert all(len(found) == 1 for found in seen)  # each image is one of the orders ..
+    counts = {order: sum(found == [order] for found in seen) for order in table}
+    assert all(15 < number < 80 for number in counts.values())  # .. and each order is as likely
+
+
+def test_one_patch_is_the_image() -> None:
+    images = torch.rand(4, 3, 6, 6, generator=generator())
+    assert torch.equal(shuffle_patches(images, 1, generator()), images)
 
 
 def test_cutmix_target_is_the_area_really_pasted() -> None:

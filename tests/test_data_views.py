@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from delt.data import views as module
+from delt.data.augment import random_resized_crop
 from delt.data.images import TensorImages, normalise
-from delt.data.views import Batch, Views, safe_batch
+from delt.data.views import Batch, Views, parts_of, safe_batch
 from delt.recipes import Recipe, recipe_of
 
 MEAN, STD = (0.3, 0.5, 0.4), (0.2, 0.3, 0.25)
@@ -20,6 +23,8 @@ RECIPES = {
     "paper:delt": recipe_of("paper:delt"),
     "mixup": replace(recipe_of("common"), mix="mixup", mix_alpha=0.8),
     "plain": PLAIN,
+    "shuffled": replace(recipe_of("common"), shuffle=2),
+    "shifted": replace(recipe_of("common"), pad=2),
 }
 
 
@@ -122,3 +127,62 @@ def test_no_pass_ends_in_a_batch_of_one():
             assert size >= batch and len(torch.arange(count).split(size)[-1]) > 1
             assert size == batch or len(torch.arange(count).split(batch)[-1]) == 1  # changed only where it must be
     assert safe_batch(10, 1) == 1
+
+
+def test_shuffled_views_hold_the_patches_of_their_image():
+    images = pictures(13)
+    moved = 0
+    for batch in views(replace(PLAIN, shuffle=2), flip=False).epoch(images, 0):
+        for view, row in zip(batch.images, batch.index, strict=True):
+            image = normalise(images.pixels[row][None], MEAN, STD)[0]
+            orders = [image, image.roll(4, 1), image.roll(4, 2), image.roll((4, 4), (1, 2))]
+            assert any(torch.equal(view, other) for other in orders)
+            moved += not torch.equal(view, image)
+    assert 3 < moved <= 13
+
+
+def test_shifted_views_come_in_over_black():
+    images = TensorImages(torch.full((30, 3, 8, 8), 255, dtype=torch.uint8), torch.zeros(30, dtype=torch.int64))
+    black, white = (normalise(torch.full((1, 3, 1, 1), value, dtype=torch.uint8), MEAN, STD)[0] for value in (0, 255))
+    edges = []
+    for batch in views(replace(PLAIN, pad=2), flip=True).epoch(images, 0):
+        for view in batch.images:
+            dark = (view == black).all(0)
+            assert torch.equal(view == black, dark.expand(3, 8, 8)) and (view == white)[:, ~dark].all()
+            edges.append((int(dark.all(1).sum()), int(dark.all(0).sum())))
+    assert {edge for pair in edges for edge in pair} == {0, 1, 2}
+
+
+def test_the_patches_change_places_before_the_crop(monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+
+    def noted(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: (order.append(name), made(*given))[1]
+
+    for name in ("shuffle_patches", "random_resized_crop", "pad_crop", "cutmix"):
+        monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+    list(views(RECIPES["shuffled"], batch=99).epoch(pictures(9), 0))
+    list(views(RECIPES["shifted"], batch=99).epoch(pictures(9), 0))
+    assert order == ["shuffle_patches", "random_resized_crop", "cutmix", "pad_crop", "cutmix"]
+
+
+def test_what_a_recipe_does_not_use_draws_nothing():
+    """The views of recipes without patches and shifts are what they were before there were any."""
+    images = pictures(9)
+    (batch,) = views(RECIPES["common"], "student", 0, batch=9).epoch(images, 2)
+    generator = module.stream("student", 0, 2)
+    order = torch.randperm(9, generator=generator)
+    crops = random_resized_crop(normalise(images.pixels[order], MEAN, STD), 0.5, True, generator)
+    mixed, mix = module.cutmix(crops, generator, 1.0)
+    assert torch.equal(batch.images, mixed) and batch.mix and torch.equal(batch.mix.partner, mix.partner)
+
+
+def test_no_part_of_a_batch_is_a_single_image():
+    for count in range(1, 40):
+        images = torch.arange(count)
+        for parts in (1, 2, 3, 8):
+            cut = parts_of(images, parts)
+            assert torch.equal(torch.cat(cut), images) and len(cut) <= parts
+            sizes = [len(part) for part in cut]
+            assert max(sizes) - min(sizes) <= 1 and (min(sizes) > 1 or count == 1)
+            assert len(cut) == parts or count < 2 * parts

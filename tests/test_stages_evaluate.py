@@ -23,10 +23,21 @@ from delt.data.load import open_set
 from delt.data.views import Batch
 from delt.errors import ConfigError
 from delt.models.zoo import build
-from delt.recipes import RECIPES, recipe_of
+from delt.recipes import RECIPES, Case, recipe_of
 from delt.runtime import Emit, Job, silent, stream
 from delt.stages import evaluate as stage
-from delt.stages.evaluate import Student, StudentTask, decayed, evaluate, full_tasks, run_students, soft_loss, student_tasks, train_student
+from delt.stages.evaluate import (
+    Student,
+    StudentTask,
+    decayed,
+    evaluate,
+    full_tasks,
+    optimizer_of,
+    run_students,
+    soft_loss,
+    student_tasks,
+    train_student,
+)
 from delt.stages.relabel import relabel
 from delt.stages.squeeze import squeeze
 
@@ -100,6 +111,7 @@ def test_soft_loss_is_the_mean_kl_of_tempered_probabilities(temperature: float):
         expected += sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True)) / 5
     assert soft_loss(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-10)
     assert soft_loss(teacher, teacher, temperature).item() == pytest.approx(0, abs=1e-12)
+    assert soft_loss(student, teacher, temperature, squared=True).item() == pytest.approx(temperature**2 * expected, rel=1e-10)
 
 
 def cross_entropy(logits: list[float], label: int) -> float:
@@ -146,6 +158,76 @@ def test_weight_decay_is_on_filters_and_matrices_only():
     assert not any("bn" in name or "bias" in name for name in names[0])
 
 
+def test_squared_error_and_the_own_hard_label(synthetic: SyntheticSet, teacher: Teacher, soft: SoftLabels, real: RealSet):
+    """The hard label is the image's own, however much of a partner it shows."""
+    logits, mixed = torch.randn(3, 10, generator=stream(0)), torch.randn(3, 1, 8, 8, generator=stream(1))
+    task = task_of(synthetic, soft, real)
+    task.recipe = replace(task.recipe, loss="mse+ce", ce_weight=0.15)
+    batch = Batch(mixed, torch.tensor([7, 1, 2]), torch.arange(3), Mix(torch.tensor([2, 0, 1]), 0.3))
+    target = teacher.logits(mixed).tolist()
+    squares = [(a - b) ** 2 for own, asked in zip(logits.tolist(), target, strict=True) for a, b in zip(own, asked, strict=True)]
+    hard = sum(cross_entropy(row, label) for row, label in zip(logits.tolist(), (7, 1, 2), strict=True)) / 3
+    assert Student(task, Fixed(logits), CPU, silent).loss(batch, 0, 0).item() == pytest.approx(sum(squares) / 30 + 0.15 * hard, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse+ce"])
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_accumulation_normalises_the_parts_and_averages_their_losses(
+    loss: str, labels: str, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet
+):
+    task = task_of(synthetic, soft, real, labels=(labels,))
+    task.recipe = replace(task.recipe, accumulate=2, loss=loss, ce_weight=0.3, mix="none")
+    batch = Batch(torch.randn(7, 1, 8, 8, generator=stream(1)), torch.arange(7), torch.arange(7), None)
+    whole, parted = (build("convnet3", 10, 1, 8, 4, 1).train() for _ in range(2))
+    found = Student(task, parted, CPU, silent).loss(batch, 0, 0)
+    found.backward()
+    single = replace(task, recipe=replace(task.recipe, accumulate=1))
+    expected = torch.zeros(())
+    for rows in (slice(0, 4), slice(4, 7)):  # one after another through the plain student, each with its share of the images
+        part = Batch(batch.images[rows], batch.labels[rows], batch.index[rows], None)
+        share = len(part.index) / 7 * Student(single, whole, CPU, silent).loss(part, 0, 0)
+        share.backward()
+        expected += share.detach()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for (name, one), other in zip(parted.named_parameters(), whole.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-3, msg=name)
+    for name, value in parted.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], msg=name)
+    norm: Any = next(module for module in parted.modules() if isinstance(module, nn.BatchNorm2d))
+    convolution: Any = next(module for module in parted.modules() if isinstance(module, nn.Conv2d))
+    mean = torch.zeros(4)
+    for half in (batch.images[:4], batch.images[4:]):
+        mean = 0.9 * mean + 0.1 * convolution(half).mean((0, 2, 3)).detach()
+    torch.testing.assert_close(norm.running_mean, mean)
+    assert norm.num_batches_tracked == 2
+
+
+def test_all_teachers_label_where_the_recipe_asks_all(synthetic: SyntheticSet, teacher: Teacher, real: RealSet):
+    other = Teacher(build("resnet18", 10, 1, 8, 4, 2), teacher.card)
+    logits, mixed = torch.randn(3, 10, generator=stream(0)), torch.randn(3, 1, 8, 8, generator=stream(1))
+    batch = Batch(mixed, torch.tensor([0, 1, 2]), torch.arange(3), None)
+    task = task_of(synthetic, SoftLabels(teacher, "", others=(other,)), real)
+    for voters, target in (("first", teacher.logits(mixed)), ("all", (teacher.logits(mixed) + other.logits(mixed)) / 2)):
+        task.recipe = replace(task.recipe, voters=voters)
+        found = Student(task, Fixed(logits), CPU, silent).loss(batch, 0, 0).item()
+        assert found == pytest.approx(soft_loss(logits, target, 20.0).item(), rel=1e-5)
+
+
+def test_the_optimizer_is_the_recipes():
+    model, common = build("convnet3", 10, 1, 8, 4, 1), recipe_of("common")
+    sgd = optimizer_of(model, replace(common, optimizer="sgd", lr=0.3, weight_decay_of={"vgg11": 0.5}), "vgg11")
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [(group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) for group in sgd.param_groups] == [
+        (0.3, 0.9, 0.5, False),
+        (0.3, 0.9, 0.0, False),
+    ]
+    adamw = optimizer_of(model, replace(common, decay="all"), "convnet3")
+    assert isinstance(adamw, torch.optim.AdamW) and len(adamw.param_groups) == 1
+    (group,) = adamw.param_groups
+    assert group["weight_decay"] == 0.01 and len(group["params"]) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize(("recipe", "times"), [("common", 1), ("paper:delt", 2)])
 def test_double_forward_moves_the_running_statistics_twice(
     recipe: str, times: int, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet
@@ -189,6 +271,40 @@ def test_last_is_the_last_epoch_and_best_the_best(
 def test_tests_come_every_ten_epochs_and_at_the_end(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
     student = Student(task_of(synthetic, soft, real, epochs=25), build("convnet3", 10, 1, 8, 4, 1), CPU, silent)
     assert [epoch for epoch in range(25) if student.tested(epoch)] == [0, 10, 20, 24]
+
+
+def test_the_form_that_holds_for_the_set_trains_its_students(
+    synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch
+):
+    """The card's data set and size, and the set's own ipc; the whole real set has none, and its images stay whole."""
+    cases = (Case({"lr": 0.5}, ("digits",), max_size=8), Case({"epochs": 7, "slowdown": 3.0}, min_ipc=3, max_ipc=3), Case({"shuffle": 2}))
+    monkeypatch.setitem(RECIPES, "common", replace(recipe_of("common"), cases=cases))
+    task = task_of(synthetic, soft, real, epochs=None)
+    assert (task.recipe.lr, task.recipe.epochs, task.recipe.slowdown, task.recipe.shuffle, task.score.epochs) == (0.5, 7, 3, 2, 7)
+    full = full_tasks(real, soft, TINY, Job(runtime=RUNTIME))[0].recipe
+    assert (full.lr, full.epochs, full.slowdown, full.shuffle, full.mix) == (0.5, 300, 1, 1, "none")
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar100", "tiny-imagenet", "imagenette"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_form_of_every_recipe_trains(recipe: str, dataset: str, synthetic: SyntheticSet, teacher: Teacher, real: RealSet):
+    teacher = Teacher(teacher.model, replace(teacher.card, dataset=dataset))
+    labels = SoftLabels(teacher, "", others=(Teacher(build("resnet18", 10, 1, 8, 4, 2), teacher.card),))
+    score = train_student(task_of(synthetic, labels, real, recipe=recipe, epochs=2), silent)
+    assert 0 < score.last <= score.best
+
+
+def test_a_stopped_student_of_sgd_goes_on_with_its_momentum(
+    synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(RECIPES, "common", replace(recipe_of("common"), optimizer="sgd", lr=0.1, warmup=100, test_every=1))
+    expected = weights(task_of(synthetic, soft, real, epochs=6))
+    task = task_of(synthetic, soft, real, Job(0, replace(RUNTIME, checkpoint_seconds=0.0), tmp_path), epochs=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_on", lambda images, device: Halting(images.pixels, images.labels))
+        with pytest.raises(KeyboardInterrupt):
+            train_student(task, silent)
+    assert all(torch.equal(a, b) for a, b in zip(weights(task), expected, strict=True))
 
 
 def test_rate_follows_the_recipe_per_epoch(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch):

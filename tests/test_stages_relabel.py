@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from delt import storage
 from delt.artifacts.soft_labels import FILE, SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher, TeacherCard
@@ -16,7 +17,7 @@ from delt.config import RelabelConfig, RuntimeConfig
 from delt.data.images import TensorImages
 from delt.errors import ConfigError
 from delt.models.zoo import build
-from delt.recipes import recipe_of
+from delt.recipes import RECIPES, Case, recipe_of
 from delt.runtime import Job
 from delt.stages.relabel import label_views, relabel
 
@@ -40,23 +41,27 @@ def synthetic() -> SyntheticSet:
 
 
 @pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize("recipe", ["common", "paper:delt"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_stored_labels_replay_the_online_ones(recipe: str, flip: bool, teacher: Teacher, synthetic: SyntheticSet):
     teacher = Teacher(teacher.model, replace(teacher.card, flip=flip))
-    stored = relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB, recipe)
-    online = relabel(teacher, synthetic, RelabelConfig("online"), JOB, recipe)
+    others = (Teacher(build("resnet18", 10, 1, 8, 4, 2), teacher.card),)
+    protocol = recipe_of(recipe, "toy", 8, IPC)
+    stored = relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB, recipe, others)
+    online = relabel(teacher, synthetic, RelabelConfig("online"), JOB, recipe, others)
     assert stored.logits is not None and stored.logits.shape == (EPOCHS, 30, 10) and stored.logits.dtype == torch.float16
-    assert (stored.seed, stored.recipe, stored.batch) == (7, recipe, recipe_of(recipe).batch(10, IPC))
+    assert (stored.seed, stored.recipe, stored.batch) == (7, recipe, protocol.batch(10, IPC))
     assert online.logits is None and online.recipe == recipe
-    views = label_views(recipe_of(recipe), teacher, stored.batch, 7, EPOCHS)
+    views = label_views(protocol, teacher, stored.batch, 7, EPOCHS)
     for epoch in range(2 * EPOCHS):  # the passes repeat
         start = 0
         for batch in views.epoch(TensorImages(synthetic.images, synthetic.labels), epoch):
-            expected = online.of(batch, epoch, start)
-            torch.testing.assert_close(stored.of(batch, epoch, start), expected, atol=1e-4, rtol=1e-3)  # 11 bits of float16
+            expected = online.of(batch, epoch, start, protocol)
+            torch.testing.assert_close(stored.of(batch, epoch, start, protocol), expected, atol=1e-4, rtol=1e-3)  # 11 bits of float16
             start += len(batch.index)
         assert start == 30
     assert not torch.equal(stored.logits[0], stored.logits[1])
+    alone = relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB, recipe).logits
+    assert alone is not None and torch.equal(alone, stored.logits) == (protocol.voters == "first")
 
 
 def test_labels_depend_on_the_seed_alone(teacher: Teacher, synthetic: SyntheticSet):
@@ -71,8 +76,15 @@ def test_labels_depend_on_the_seed_alone(teacher: Teacher, synthetic: SyntheticS
 
 def test_the_teacher_is_left_as_it_was(teacher: Teacher, synthetic: SyntheticSet):
     before = teacher.digest()
-    relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB)
-    assert teacher.digest() == before and not teacher.model.training
+    for recipe in ("common", "paper:fadrm"):
+        relabel(teacher, synthetic, RelabelConfig("stored", EPOCHS), JOB, recipe)
+        assert storage.sha256_bytes(teacher.to_bytes()) == before and not any(module.training for module in teacher.model.modules())
+
+
+def test_the_form_that_holds_for_the_set_is_the_one_that_labels(teacher: Teacher, synthetic: SyntheticSet, monkeypatch: pytest.MonkeyPatch):
+    cases = (Case({"batches": {10: (7, 7, 7)}}, ("toy",), max_size=8, min_ipc=IPC, max_ipc=IPC),)
+    monkeypatch.setitem(RECIPES, "common", replace(recipe_of("common"), cases=cases))
+    assert relabel(teacher, synthetic, RelabelConfig("stored", 1), JOB).batch == 7
 
 
 def test_size_on_disk_and_what_comes_back(teacher: Teacher, synthetic: SyntheticSet, tmp_path: Path):

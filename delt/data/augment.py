@@ -85,6 +85,25 @@ def pad_crop(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -
     return warp(images, rows, cols)
 
 
+def shuffle_patches(images: Tensor, parts: int, generator: torch.Generator) -> Tensor:
+    """Cut each image [N,C,H,W] into `parts` column strips that change places, then into as many row strips (RDED, arXiv 2312.03526).
+
+    Each image has an order of its own. The strips are equally wide, or differ by one pixel where the size is no multiple of `parts`.
+    """
+    count, _, height, width = images.shape
+    cols = _permuted(count, width, parts, generator).to(images.device)
+    rows = _permuted(count, height, parts, generator).to(images.device)
+    images = images.gather(3, cols[:, None, None, :].expand_as(images))
+    return images.gather(2, rows[:, None, :, None].expand_as(images))
+
+
+def _permuted(count: int, size: int, parts: int, generator: torch.Generator) -> Tensor:
+    """int64 [count, size]: which pixel of a line comes to each place when its strips are put in a random order."""
+    strip = torch.arange(size) * parts // size
+    rank = torch.rand(count, parts, generator=generator)
+    return rank[:, strip].argsort(dim=1, stable=True)
+
+
 def _pick(source: Tensor, size: int) -> Tensor:
     """Matrices [n, size, size] that copy pixel `source[n, y]` to y, and zero where it lies outside."""
     return (source.unsqueeze(2) == torch.arange(size)).float()

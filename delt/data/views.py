@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from delt.data.augment import Mix, cutmix, mixup, random_resized_crop
+from delt.data.augment import Mix, cutmix, mixup, pad_crop, random_resized_crop, shuffle_patches
 from delt.data.images import Images, normalise
 from delt.data.randaugment import rand_augment
 from delt.recipes import Recipe
@@ -34,6 +34,11 @@ def safe_batch(count: int, batch: int) -> int:
     while count > batch and count % batch == 1:
         batch += 1
     return batch
+
+
+def parts_of(images: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """A batch [n,..] in equal parts, fewer where one would hold a single image, whose statistics BatchNorm refuses."""
+    return images.tensor_split(max(1, min(parts, len(images) // 2)))
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,13 @@ class Views:
         recipe = self.recipe
         if recipe.randaugment:
             pixels = rand_augment(pixels, generator)
+        if recipe.shuffle > 1:
+            pixels = shuffle_patches(pixels, recipe.shuffle, generator)
+        if recipe.pad:  # before the normalisation, so that what comes in at the edge is black
+            pixels = pad_crop(pixels.float(), recipe.pad, self.flip, generator)
         images = normalise(pixels, self.mean, self.std)
-        images = random_resized_crop(images, recipe.smallest_crop, self.flip, generator)
+        if not recipe.pad:
+            images = random_resized_crop(images, recipe.smallest_crop, self.flip, generator)
         if recipe.mix == "none":
             return Batch(images, labels, index, None)
         mixed, mix = (cutmix if recipe.mix == "cutmix" else mixup)(images, generator, recipe.mix_alpha)

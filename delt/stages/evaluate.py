@@ -20,7 +20,7 @@ from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
 from delt.config import EvaluateConfig
 from delt.data.images import Images, RealSet, TensorImages
-from delt.data.views import Batch, Views
+from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
 from delt.models.zoo import build, named
 from delt.recipes import Recipe, recipe_of
@@ -72,13 +72,14 @@ def student_tasks(
     synthetic: SyntheticSet, soft: SoftLabels, test: Images, config: EvaluateConfig, job: Job, *, name: str
 ) -> list[StudentTask]:
     """The students that `evaluate` trains, as values: several sets' students can share the workers."""
-    recipe = recipe_of(config.recipe)
+    card, ipc = soft.teacher.card, len(synthetic) // len(synthetic.classes)
+    recipe = recipe_of(config.recipe, card.dataset, card.size, ipc)
     if "soft" in config.labels:
         soft.check(synthetic.images, synthetic.labels, recipe)
     images = TensorImages(synthetic.images, synthetic.labels)
     tasks = []
     for arch, width in _students(config, soft):
-        batch = recipe.batch(len(synthetic.classes), len(synthetic) // len(synthetic.classes), arch)
+        batch = recipe.batch(len(synthetic.classes), ipc, arch)
         for labels in config.labels:
             for seed in range(job.seed, job.seed + config.seeds):
                 score = Score(name, recipe.name, labels, shown(arch, width), seed, config.epochs or recipe.epochs, 0.0, 0.0)
@@ -87,8 +88,9 @@ def student_tasks(
 
 
 def full_tasks(real: RealSet, soft: SoftLabels, config: EvaluateConfig, job: Job) -> list[StudentTask]:
-    """Students of the whole real set, with its own labels: what there is to reach."""
-    recipe = replace(recipe_of(config.recipe), mix="none")
+    """Students of the whole real set, unmixed and with its own labels: what there is to reach."""
+    card = soft.teacher.card
+    recipe = replace(recipe_of(config.recipe, card.dataset, card.size), mix="none", shuffle=1)
     tasks = []
     for arch, width in _students(config, soft):
         for seed in range(config.seeds):  # the same for every run, so that the cache serves them all
@@ -132,7 +134,7 @@ def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
     model = build(task.arch, len(card.classes), card.channels, card.size, task.width, init).to(device)
     student = Student(task, model, device, emit)
     peak = recipe.rate(task.arch)
-    optimizer = torch.optim.AdamW(decayed(model, recipe.weight_decay), lr=peak, betas=recipe.betas)
+    optimizer = optimizer_of(model, recipe, task.arch)
     with settings(task.job.runtime):
         history = fit(
             model,
@@ -159,7 +161,9 @@ class Student:
         card, score, soft = task.soft.teacher.card, task.score, task.soft
         self.task, self.model, self.device, self.emit = task, model, device, emit
         self.train = _on(task.train, device)
-        self.soft = replace(soft, teacher=soft.teacher.to(device))
+        self.soft = soft
+        for voter in soft.voters(task.recipe):
+            voter.to(device)
         replayed = soft.logits is not None and score.labels == "soft"
         key: tuple[Any, ...] = ("relabel", soft.seed) if replayed else ("student", score.seed)
         period = len(soft.logits) if replayed and soft.logits is not None else None
@@ -172,16 +176,25 @@ class Student:
         for batch in self.views.epoch(self.train, epoch):
             if self.task.recipe.double_forward:
                 with torch.no_grad():
-                    self.model(batch.images)
+                    self.logits(batch.images)
             yield self.loss(batch, epoch, start)
             start += len(batch.index)
             self.emit({"stage": "evaluate", "done": len(batch.index)})
 
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [n,K] of images [n,C,H,W] that pass in the recipe's number of parts: a loss that is a mean over them all is the
+        mean of the parts' losses, weighted by their images.
+        """
+        return torch.cat([self.model(part) for part in parts_of(images, self.task.recipe.accumulate)])
+
     def loss(self, batch: Batch, epoch: int, start: int) -> Tensor:
-        """KL to the teacher's tempered labels, or cross-entropy shared between the two mixed labels."""
-        logits = self.model(batch.images)
+        """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
+        logits, recipe = self.logits(batch.images), self.task.recipe
         if self.task.score.labels == "soft":
-            return soft_loss(logits, self.soft.of(batch, epoch, start), self.task.recipe.temperature)
+            target = self.soft.of(batch, epoch, start, recipe)
+            if recipe.loss == "mse+ce":
+                return F.mse_loss(logits, target) + recipe.ce_weight * F.cross_entropy(logits, batch.labels)
+            return soft_loss(logits, target, recipe.temperature, recipe.squared_temperature)
         own = F.cross_entropy(logits, batch.labels)
         if batch.mix is None:
             return own
@@ -189,18 +202,28 @@ class Student:
         return batch.mix.share * own + (1 - batch.mix.share) * other
 
     def tested(self, epoch: int) -> dict[str, Any]:
-        """Test every `test_every` epochs and after the last."""
-        last = epoch == self.task.score.epochs - 1
-        if not last and epoch % self.task.recipe.test_every:
+        """Test where the recipe says so and after the last epoch."""
+        if not self.task.recipe.tests(epoch, self.task.score.epochs):
             return {}
         card = self.soft.teacher.card
         return {"top1": round(accuracy(self.model, self.task.test, card.mean, card.std, self.device), 4)}
 
 
-def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of tempered probabilities, mean over the batch, without the factor T^2 (as published)."""
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:
+    """KL(teacher || student) of tempered probabilities, mean over the batch; times T^2 where `squared` is set."""
     target = (teacher / temperature).log_softmax(1)
-    return F.kl_div((student / temperature).log_softmax(1), target, reduction="batchmean", log_target=True)
+    loss = F.kl_div((student / temperature).log_softmax(1), target, reduction="batchmean", log_target=True)
+    return loss * temperature**2 if squared else loss
+
+
+def optimizer_of(model: nn.Module, recipe: Recipe, arch: str) -> torch.optim.Optimizer:
+    """The recipe's optimizer for a student of this architecture."""
+    weight_decay = recipe.weight_decay_for(arch)
+    whole = [{"params": list(model.parameters()), "weight_decay": weight_decay}]
+    groups = whole if recipe.decay == "all" else decayed(model, weight_decay)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.rate(arch), momentum=0.9)
+    return torch.optim.AdamW(groups, lr=recipe.rate(arch), betas=recipe.betas)
 
 
 def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
