@@ -223,7 +223,11 @@ class RelabelConfig(Section):
 class EvaluateConfig(Section):
     """Evaluate: students trained from scratch on the synthetic set, tested on real images."""
 
-    recipe: str = option("common", "student protocol: common (ours, the same for every method) or paper:delt")
+    recipe: str = option(
+        "common",
+        "student protocol: common (ours, the same for every method), paper (the method's own), or one of paper:delt, paper:sre2l, "
+        "paper:cda, paper:rded, paper:gvbsm, paper:fadrm",
+    )
     students: tuple[str, ...] = option(
         ("teacher",), "student architectures; teacher stands for the teacher's own architecture and width", least=1
     )

@@ -132,6 +132,39 @@ def test_what_was_said_makes_the_configuration_again(given):
     assert len(said(config)) <= 4 + len(given) + 2  # where it starts from, what was given, and the schedule that follows
 
 
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [("delt", "paper:delt"), ("sre2l", "paper:sre2l"), ("cda", "paper:cda"), ("delt+cda", "paper:cda"), ("rded", "paper:rded")],
+)
+def test_paper_is_the_methods_own_recipe(method, recipe):
+    config = configure("digits", method=method, preset="smoke", evaluate_recipe="paper")
+    assert config.evaluate.recipe == recipe
+    assert configure(**said(config)) == config and said(config)["evaluate_recipe"] == recipe
+    plain = configure("digits", method=method, preset="smoke")
+    assert plain.evaluate.recipe == "common" and changed(plain, {"evaluate_recipe": "paper"}) == config
+    assert control_of(config, "random").evaluate.recipe == recipe  # the control is trained as the method is
+
+
+@pytest.mark.parametrize("method", ["random", "herding", "kmeans"])
+def test_what_was_never_published_has_no_recipe_of_its_own(method):
+    message = (
+        f"^evaluate_recipe is paper, but no protocol was published for method {method}; possible are common, paper:delt, .*paper:fadrm$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        configure("digits", method=method, evaluate_recipe="paper")
+    with pytest.raises(ConfigError, match=message):
+        changed(configure("digits", method=method), {"evaluate_recipe": "paper"})
+    assert configure("digits", method=method, evaluate_recipe="paper:rded").evaluate.recipe == "paper:rded"
+
+
+def test_every_published_protocol_is_named_in_the_help():
+    from delt.config import flat_fields
+    from delt.recipes import RECIPES
+
+    (text,) = [entry.help for entry in flat_fields() if entry.name == "evaluate_recipe"]
+    assert all(name in text for name in RECIPES)
+
+
 def test_controls_differ_from_the_run_only_where_they_must():
     config = configure("digits", ipc=5, preset="demo")
     single = control_of(config, "one_sub_batch")
@@ -249,6 +282,8 @@ def test_a_method_from_outside_is_a_method_like_any_other(tmp_path, monkeypatch)
         configure("digits", method="delt+hardest")
     register("plain", Method("patches, all at once", lambda spec: {"rank_keep": "easy", "sub_batches": 1}, ("sub_batches",)))
     assert configure("digits", method="plain", ipc=5).recover.sub_batches == 1
+    with pytest.raises(ConfigError, match="no protocol was published for method delt.plain; possible are common"):
+        configure("digits", method="delt+plain", evaluate_recipe="paper")
     assert configure("digits", method="delt+plain", ipc=5).recover.sub_batches == 5
     with pytest.raises(ConfigError, match="method hardest means 'hard'"):
         configure("digits", method="hardest", rank_keep="easy")

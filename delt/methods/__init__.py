@@ -13,11 +13,12 @@ from typing import Any
 from delt.config import FIDELITY, PRESETS, RunConfig, flatten, unflatten
 from delt.data.specs import DatasetSpec, spec_of
 from delt.errors import ConfigError, unknown
-from delt.recipes import recipe_of
+from delt.recipes import RECIPES, recipe_of
 from delt.schedule import plan
 
 Flat = dict[str, Any]
 SELECTORS = {"dataset": "digits", "method": "delt", "preset": "paper", "fidelity": "fixed"}  # what the rest starts from
+OWN = "paper"  # the recipe that means the method's own
 SCHEDULE = ("round_iterations", "sub_batches")  # derived from iterations and ipc where they are not given
 
 
@@ -239,10 +240,10 @@ def _known(what: str, name: object, table: Mapping[str, object]) -> None:
 
 
 def completed(config: RunConfig) -> RunConfig:
-    """Fill what follows from other settings (schedule, mirror) and check that all fit together.
+    """Fill what follows from other settings (schedule, mirror, the method's own recipe) and check that all fit together.
 
     Raises:
-        ConfigError: an unknown recipe, a schedule that does not fit, or a setting that the method excludes.
+        ConfigError: an unknown recipe, or none of the method's own; a schedule that does not fit, or a setting that the method excludes.
     """
     _known("method", config.method, METHODS)
     spec, flat, row = spec_of(config.dataset), flatten(config), METHODS[config.method]
@@ -264,9 +265,18 @@ def completed(config: RunConfig) -> RunConfig:
             "recover_drop_empty_rounds leaves every image of a mixed group, which holds one of each class, with one round: "
             "nothing is early or late; give False (--recover-drop-empty-rounds False) or class groups"
         )
-    recipe_of(config.evaluate.recipe)
+    recipe = _own_recipe(config.method) if config.evaluate.recipe == OWN else config.evaluate.recipe
+    recipe_of(recipe)
     flip = spec.flip if recover.flip is None else recover.flip
-    return replace(config, recover=replace(recover, flip=flip))
+    return replace(config, recover=replace(recover, flip=flip), evaluate=replace(config.evaluate, recipe=recipe))
+
+
+def _own_recipe(method: str) -> str:
+    """The student protocol that a method was published with; EarlyLate as a plug-in keeps its base's."""
+    name = f"{OWN}:{method.removeprefix('delt+')}"
+    if name not in RECIPES:
+        raise ConfigError(f"evaluate_recipe is {OWN}, but no protocol was published for method {method}; possible are {', '.join(RECIPES)}")
+    return name
 
 
 def changed(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
