@@ -254,6 +254,7 @@ class Pipeline:
         job = Job(self.config.seed, self.config.runtime, work, self.emit, self.pool)
         full = full_tasks(self.real, SoftLabels(teachers[0], ""), self.config.evaluate, job) if self.config.evaluate.full else []
         tasks = [*(task for part in parts for task in part.students(teachers, job)), *full]
+        reset_peak(self.config.runtime, self.pool)
         begun, known = time.monotonic(), self.known_scores()
         known.add(row for task in full if (row := cache.load_score(self.full_key(task))))
         rows = run_students(tasks, job, known.rows)
@@ -290,7 +291,7 @@ class Pipeline:
         note = {"keys": keys, "rows": scores.as_dicts()}  # a stop between the next two lines would forget the older rows
         storage.write_sealed(self.folder.work("evaluate") / "scores.json", note)
         scores.save(self.folder.path)
-        self.folder.commit("evaluate", keys, [Path("scores.json")], seconds, peak_memory(self.config.runtime))
+        self.folder.commit("evaluate", keys, [Path("scores.json")], seconds, peak_memory(self.config.runtime, self.pool))
 
     def full_key(self, task: StudentTask) -> str:
         """What a full-data score depends on."""
@@ -313,6 +314,7 @@ class Pipeline:
         if self.stands("diversity", keys):
             return
         device, card, begun = device_of(self.config.runtime), teacher.card, time.monotonic()
+        reset_peak(self.config.runtime, self.pool)
         extractor = extractor_of(self.config.evaluate.features, teacher, device)
 
         def measured(images: Any, labels: Any) -> dict[str, float]:
@@ -326,7 +328,9 @@ class Pipeline:
         drawn = same_number(self.real.train.labels, self.config.ipc, self.config.seed)
         values["real"] = measured(self.real.train.fetch(drawn), self.real.train.labels[drawn])
         storage.write_json(self.folder.path / "diversity.json", values)
-        self.folder.commit("diversity", keys, [Path("diversity.json")], time.monotonic() - begun, peak_memory(self.config.runtime))
+        self.folder.commit(
+            "diversity", keys, [Path("diversity.json")], time.monotonic() - begun, peak_memory(self.config.runtime, self.pool)
+        )
 
     def finish(self) -> None:
         """Write the configuration that now holds, and the manifest."""
@@ -403,13 +407,13 @@ class Pipeline:
         self.folder.reset(name)
         files: list[Path] = []
         work = self.folder.work(name, keys | self.machine_keys())
-        reset_peak(self.config.runtime)
+        reset_peak(self.config.runtime, self.pool)
         watch = Stopwatch(work / "seconds.json", self.named)
         try:
             yield Job(self.config.seed, self.config.runtime, work, watch, self.pool, self.watch), files
         finally:
             watch.note()
-        self.folder.commit(name, keys, files, watch.seconds, peak_memory(self.config.runtime))
+        self.folder.commit(name, keys, files, watch.seconds, peak_memory(self.config.runtime, self.pool))
 
 
 def _digests(others: Teachers) -> Keys:

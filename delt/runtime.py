@@ -31,6 +31,7 @@ from delt.errors import ConfigError, RunError
 
 T = TypeVar("T")
 Emit = Callable[[dict[str, Any]], None]  # receives progress events; see delt.pipeline
+PROCESS = Path("/proc/self")  # where Linux says what this process takes
 
 
 def silent(event: dict[str, Any]) -> None:
@@ -202,24 +203,35 @@ def laid_out(images: Tensor, runtime: RuntimeConfig) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def reset_peak(runtime: RuntimeConfig) -> None:
-    """Let `peak_memory` of a GPU count from here on; on a CPU there is nothing that could be reset."""
+def reset_peak(runtime: RuntimeConfig, pool: Pool | None = None) -> None:
+    """Let `peak_memory` count from here on, where the system can: on a GPU, and on Linux."""
     device = device_of(runtime)
     if device.type == "cuda":
         torch.cuda.init()  # a reset before the first use of the GPU would fail
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            (PROCESS / "clear_refs").write_text("5")  # proc(5): the peak becomes what is resident now
+    if pool is not None:
+        pool.peak = 0
 
 
-def peak_memory(runtime: RuntimeConfig) -> int:
-    """Largest memory used in bytes.
+def peak_memory(runtime: RuntimeConfig, pool: Pool | None = None) -> int:
+    """Largest memory in bytes since `reset_peak`, of this process or of any one worker of the pool.
 
-    On a GPU, what this process had allocated there at most since `reset_peak`, without its workers. On a CPU, the largest
-    resident memory that this process, or any one worker that has ended, had in its whole life: the operating system keeps
-    no peak of a part, and none of workers that still run.
+    On a GPU, what the process had allocated there; on a CPU, its resident memory. Where the system cannot reset that
+    (macOS, a container that forbids it), the largest of its whole life.
     """
     device = device_of(runtime)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    own = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident()
+    return max(own, pool.peak if pool is not None else 0)
+
+
+def _peak_resident() -> int:
+    """Of this process, in bytes; without /proc, of it or any one child that has ended, in their whole lives."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = (PROCESS / "status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
@@ -253,6 +265,7 @@ class Pool:
     """
 
     runtime: RuntimeConfig
+    peak: int = 0  # largest memory in bytes that a worker had in a task since `reset_peak`
     _executor: ProcessPoolExecutor | None = field(default=None, repr=False)
     _events: Any = field(default=None, repr=False)
 
@@ -280,7 +293,11 @@ class Pool:
         with _forward(self._events, emit):
             futures = [executor.submit(_call, fn, _Plain(task)) for task in tasks]
             try:
-                results: list[Any] = [future.result() for future in futures]
+                results: list[Any] = []
+                for future in futures:
+                    result, peak = future.result()
+                    results.append(result)
+                    self.peak = max(self.peak, peak)
                 return results
             except BrokenProcessPool as error:
                 executor.shutdown(wait=False)
@@ -303,11 +320,12 @@ class Pool:
 
 
 _worker_events: Any = None  # set once in a worker process, never in the parent
+_worker_runtime = RuntimeConfig()
 
 
 def _enter_worker(runtime: RuntimeConfig, events: Any) -> None:
-    global _worker_events
-    _worker_events = events
+    global _worker_events, _worker_runtime
+    _worker_events, _worker_runtime = events, runtime
     _apply(dataclasses.replace(runtime, threads=runtime.threads or 1))
 
 
@@ -321,8 +339,11 @@ class _Plain:
         return pickle.loads, (pickle.dumps(self.content),)  # and arrives as the content itself
 
 
-def _call(fn: Callable[[Any, Emit], Any], task: Any) -> _Plain:
-    return _Plain(fn(task, _worker_events.put))
+def _call(fn: Callable[[Any, Emit], Any], task: Any) -> Any:
+    """In a worker: the result and the largest memory in bytes that it took, as a pair in plain bytes."""
+    reset_peak(_worker_runtime)
+    result = fn(task, _worker_events.put)
+    return _Plain((result, peak_memory(_worker_runtime)))
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from delt.runtime import (
     seed_of,
     seeded,
     settings,
+    silent,
     stream,
 )
 
@@ -149,15 +150,68 @@ def test_facts_of_the_machine():
     assert 50e6 < peak_memory(RuntimeConfig(device="cpu")) < 1e12  # torch alone takes more than 50 MB
 
 
-def test_the_peak_of_a_gpu_is_reset_and_that_of_a_cpu_is_left(monkeypatch: pytest.MonkeyPatch):
+def test_the_peak_of_a_gpu_is_reset(monkeypatch: pytest.MonkeyPatch):
     calls: list[object] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
     reset_peak(RuntimeConfig(device="cpu"))
-    assert calls == []
+    assert calls == [], "a CPU's peak is none of its business"
     reset_peak(RuntimeConfig(device="cuda:1"))
     assert calls == ["init", torch.device("cuda:1")]
+
+
+def fill(megabytes: int, emit: Emit) -> int:
+    return int(torch.ones(megabytes * 10**6, dtype=torch.uint8).sum())
+
+
+def resettable() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+only_linux = pytest.mark.skipif(not resettable(), reason="the system cannot reset the peak")
+
+
+@only_linux
+def test_a_small_stage_after_a_large_one_has_its_own_peak():
+    runtime, peaks = RuntimeConfig(device="cpu"), []
+    for megabytes in (400, 200):
+        reset_peak(runtime)
+        before = peak_memory(runtime)
+        fill(megabytes, silent)
+        peaks.append(peak_memory(runtime))
+        assert peaks[-1] > before + 0.8e6 * megabytes
+    assert peaks[1] < peaks[0] - 100e6
+
+
+@only_linux
+def test_the_peak_of_a_stage_is_that_of_its_largest_worker(pool: Pool):
+    peaks = []
+    for megabytes in (300, 150):
+        reset_peak(pool.runtime, pool)
+        assert pool.peak == 0
+        assert pool.map(fill, [1, megabytes, 1]) == [10**6, megabytes * 10**6, 10**6]
+        assert peak_memory(pool.runtime, pool) == max(pool.peak, peak_memory(pool.runtime))
+        peaks.append(pool.peak)
+        assert peaks[-1] > 1e6 * megabytes
+    assert peaks[1] < peaks[0] - 100e6
+
+
+def test_where_the_peak_cannot_be_reset_it_is_that_of_the_whole_life(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("delt.runtime.PROCESS", tmp_path / "nowhere")
+    runtime = RuntimeConfig(device="cpu")
+    before = peak_memory(runtime)
+    reset_peak(runtime)
+    assert peak_memory(runtime) == before > 50e6
+    with Pool(runtime) as pool:
+        pool.peak = 10**13
+        assert peak_memory(runtime, pool) == 10**13
+        reset_peak(runtime, pool)
+        assert peak_memory(runtime, pool) == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
