@@ -9,9 +9,11 @@ import pytest
 
 from delt.analysis.accuracy import Accuracy
 from delt.analysis.compare import (
-    HEADS,
+    COST,
+    QUALITY,
     Entry,
     Protocol,
+    as_reported,
     caveats,
     differences,
     entries,
@@ -36,14 +38,18 @@ def records(digest="a", stored=True):
     images = {"synthetic/0/0.png": {"bytes": 100, "sha256": digest}, "synthetic/0/1.png": {"bytes": 50, "sha256": digest}}
     recover = {"seconds": 2.0, "keys": {}, "files": images | {"synthetic.parquet": {"bytes": 900, "sha256": "x"}}}
     labels = {"soft_labels.safetensors": {"bytes": 1000, "sha256": "y"}} if stored else {}
-    return {
-        "squeeze": {"seconds": 70.0, "keys": {"data_fingerprint": "f00d"}, "files": {}},
+    teachers = {"teachers/teacher.json": 30, "teachers/teacher.safetensors": 4000, "teachers/second.safetensors": 500}
+    squeeze = {name: {"bytes": size, "sha256": "z"} for name, size in teachers.items()}
+    found = {
+        "squeeze": {"seconds": 70.0, "keys": {"data_fingerprint": "f00d"}, "files": squeeze},
         "rank": {"seconds": 1.0, "keys": {"teacher": "t"}, "files": {}},
         "recover": recover,
         "relabel": {"seconds": 0.5, "keys": {}, "files": labels},
         "evaluate": {"seconds": 80.0, "keys": {}, "files": {}},
         "diversity": {"seconds": 9.0, "keys": {"features": "teacher"}, "files": {}},
     }
+    peaks = {"squeeze": 9e8, "rank": 4e8, "recover": 3e8, "relabel": 2e8, "evaluate": 8e8, "diversity": 7e8}
+    return {stage: {**record, "peak_memory": int(peaks[stage])} for stage, record in found.items()}
 
 
 def a_run(name="a", **given):
@@ -80,6 +86,27 @@ def test_an_entry_has_what_a_set_scored_and_cost():
         0.85,
         HOW._replace(epochs=60),
     )
+
+
+def test_an_entry_has_the_cost_of_each_stage_and_file():
+    own, random, full = a_run()
+    assert own.stages == {"squeeze": 70.0, "rank": 1.0, "recover": 2.0, "relabel": 0.5, "evaluate": 80.0}
+    assert own.memory == 400_000_000, "neither the teacher's nor the students' peak belongs to the synthesis"
+    assert (own.image_bytes, own.label_bytes, own.teacher_bytes) == (150, 0, 4500)
+    assert (random.image_bytes, random.label_bytes, random.bytes) == (150, 1000, 1150)
+    assert (full.stages, full.memory, full.image_bytes, full.teacher_bytes) == ({}, None, None, None)
+    config = configure("digits", ipc=5, preset="demo")
+    begun = {stage: record for stage, record in records().items() if stage in ("squeeze", "rank", "recover")}
+    (entry,) = entries("a", {"delt": config}, {"delt": begun}, [], {}, 10)
+    assert entry.stages == {"squeeze": 70.0, "rank": 1.0, "recover": 2.0} and entry.label_bytes == 0
+
+
+def test_the_best_epochs_stand_beside_the_last():
+    own, *_ = a_run()
+    assert own.best == {"soft": Accuracy((91.0, 93.0, 95.0)), "hard": Accuracy((81.0,))} and own.accuracy["soft"].values[0] == 90.0
+    assert as_reported(own) == own.accuracy["soft"]
+    assert as_reported(replace(own, protocol=HOW._replace(recipe="paper:delt"))) == own.best["soft"]
+    assert as_reported(replace(own, accuracy={"hard": Accuracy((1.0,))})) is None, "values are published for soft labels"
 
 
 def test_each_protocol_is_an_entry_of_its_own():
@@ -151,18 +178,80 @@ def test_differences_leave_out_where_and_how_a_run_was_computed():
 
 
 def test_the_table_lines_up():
-    lines = table(merged([a_run("first"), unfinished("late")])).splitlines()
+    text = table(merged([a_run("first"), unfinished("late")]))
+    lines = text.splitlines()
     head, _, own, late, random, full = lines[:6]
-    assert head.split("  ")[0] == "run" and all(name in head for name in HEADS)
+    assert head.split("  ")[0] == "run" and all(name in head for name in QUALITY)
     assert [line[head.index("soft labels") :].split("  ")[0] for line in (own, late, random, full)] == [
         "92.00 ± 2.00",
         "-",
         "71.00 ± 1.41",
         "-",
     ]
-    assert "3/1" in own and "12,000" in own and "3.50" in own and own.endswith("150")
-    assert set(late.split()[3:]) == {"-"} and full.split()[:2] == ["-", "full"]
+    assert "3/1" in own and set(late.split()[3:]) == {"-"} and full.split()[:2] == ["-", "full"]
     assert lines[-1] == "! not evaluated yet: late"
+    head, _, own, late, random, rule = text.split("\n\n")[1].splitlines()[:6]
+    assert all(name in head for name in COST) and set(rule) == {"-"}, "all real images cost nothing that is recorded"
+    assert own.split() == ["first", "delt", "5", "12,000", "70.00", "1.00", "2.00", "0.50", "80.00", "400", "150", "0", "4,500"]
+    assert set(late.split()[3:]) == {"-"} and random.split()[:4] == ["first", "random", "5", "0"]
+
+
+def test_a_set_of_two_protocols_cost_once():
+    own, random, _ = a_run()
+    longer = replace(own, protocol=HOW._replace(epochs=300))
+    quality, cost = table([own, longer, random]).split("\n\n")
+    assert [line.split()[1] for line in quality.splitlines()[2:5]] == ["delt", "delt", "random"]
+    assert [line.split()[1] for line in cost.splitlines()[2:4]] == ["delt", "random"]
+
+
+def a_claim(recipe="paper:delt", student="resnet18", ipc=50, data="imagenet-1k", epochs=300, name="delt", **given):
+    """An entry whose last epochs have mean 50 and whose best have 60."""
+    how = Protocol(recipe, student, epochs)
+    kinds = {"accuracy": {"soft": Accuracy((49.0, 50.0, 51.0))}, "best": {"soft": Accuracy((59.0, 60.0, 61.0))}}
+    return Entry("a", name, True, data, ipc=ipc, protocol=how, **{**kinds, **given})
+
+
+def row_of(entry):
+    """Last two cells of the entry's row, and the notes."""
+    text = table([entry]).split("\n\n")[0]
+    cells = [cell.strip() for cell in text.splitlines()[2].split("  ") if cell.strip()]
+    return cells[-2], cells[-1], text
+
+
+def test_published_values_stand_beside_the_best_epoch_of_the_papers_recipe():
+    values, off, text = row_of(a_claim())
+    assert values == "46.8 / 59.2 ± 0.4" and off == f"{13.2:+.1f} / {0.8 / math.hypot(1, 0.4):+.1f}"
+    assert "card of DELT (arXiv 2411.19946) (delt 46.8)" in text and "VILA-Lab/DELT, README table (delt 59.2 ± 0.4)" in text
+    assert caveats([a_claim()]) == []
+
+
+def test_published_values_stand_beside_the_last_epoch_of_another_recipe():
+    values, off, _ = row_of(a_claim("common"))
+    assert values == "46.8 / 59.2 ± 0.4" and off == f"{3.2:+.1f} / {-9.2 / math.hypot(1, 0.4):+.1f}"
+    for other in (a_claim("common"), a_claim(epochs=20), a_claim("paper:delt", name="sre2l")):
+        assert caveats([other]) == ["students trained otherwise than the paper's own, so off does not judge the images alone: a"]
+
+
+def test_values_of_one_source_and_student_have_no_spread():
+    one = a_claim(data="cifar10", ipc=50, student="resnet101", name="sre2l", best={"soft": Accuracy((40.0,))})
+    values, off, text = row_of(one)
+    assert values == "66.0 / 34.9" and off == "- / -" and "published by" in text
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        a_claim(student="resnet18-w32"),
+        a_claim(data="imagenet-1k at 64 px"),
+        a_claim(ipc=5),
+        a_claim(name="delt+cda"),
+        replace(a_claim(), own=False),
+        replace(a_claim(), protocol=None, accuracy={}, best={}),
+    ],
+)
+def test_nothing_was_published_of_other_sets(entry):
+    values, off, text = row_of(entry)
+    assert (values, off) == ("-", "-") and "published by" not in text and "published by" not in "".join(caveats([entry]))
 
 
 def test_an_empty_table_has_its_head():

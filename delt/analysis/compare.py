@@ -1,4 +1,4 @@
-"""Runs side by side: what each set scored, how diverse it is, what it cost to make and what it takes to store."""
+"""Runs side by side: what each set scored beside published values, how diverse it is, what it cost and takes to store."""
 
 from __future__ import annotations
 
@@ -6,36 +6,26 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from delt import storage
 from delt.analysis.accuracy import KINDS, Accuracy, paired
+from delt.analysis.published import Published, distinct, published
 from delt.analysis.table import aligned, schedule_of
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
 from delt.config import RunConfig, flatten
 from delt.errors import DataError
+from delt.recipes import RECIPES
 
 SYNTHESIS = ("rank", "recover", "relabel")  # the stages that make a set; the teacher is shared, and often comes from the cache
 FULL = "full"  # the set of all real images
 SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "preset"}  # settings without a say
 SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "recover_record_count", "recover_record_iterations"}
-HEADS = (
-    "run",
-    "set",
-    "ipc",
-    "recipe",
-    "student",
-    "epochs",
-    "soft labels",
-    "hard labels",
-    "n",
-    "LRS",
-    "cosine",
-    "seconds",
-    "img-it",
-    "bytes",
-)
+STAGES = ("squeeze", *SYNTHESIS, "evaluate")
+QUALITY = ("run", "set", "ipc", "recipe", "student", "epochs", "soft labels", "hard labels", "n", "LRS", "cosine", "published", "off")
+COST = ("run", "set", "ipc", "img-it", *STAGES, "peak MB", "image bytes", "label bytes", "teacher bytes")
 Records = Mapping[str, Mapping[str, Any]]  # of finished stages by name, as `RunFolder.records` gives them
 
 
@@ -54,7 +44,7 @@ class Protocol(NamedTuple):
 class Entry:
     """One set of one run, under one protocol. What is not known yet is None, and `accuracy` empty.
 
-    `accuracy` maps a label kind (soft, hard) to its students.
+    `accuracy` maps a label kind (soft, hard) to its students, `best` to the same students at their best epoch.
     """
 
     run: str  # the run folder's short name
@@ -65,6 +55,7 @@ class Entry:
     ipc: int | None = None  # images per class; None for all of them
     protocol: Protocol | None = None
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    best: Mapping[str, Accuracy] = field(default_factory=dict)  # chosen by the test set: only beside published values that were
     cosine: float | None = None  # intra-class, lower is more diverse
     features: str = ""  # what the cosine was measured in
     teacher: str = ""  # digest
@@ -72,6 +63,11 @@ class Entry:
     machine: str = ""  # that they were measured on
     work: int | None = None  # image-iterations of the synthesis
     bytes: int | None = None  # of the synthetic images and the stored soft labels
+    stages: Mapping[str, float] = field(default_factory=dict)  # seconds of each finished stage, as recorded
+    memory: int | None = None  # largest peak of ranking, synthesis and stored labels, in bytes
+    image_bytes: int | None = None
+    label_bytes: int | None = None  # of stored soft labels; 0 where the teacher makes them online
+    teacher_bytes: int | None = None
     digest: str = ""  # of the synthetic images
 
 
@@ -93,7 +89,8 @@ def entries(
         classes: how many.
         machine: what it ran on, in words.
     """
-    own, measured = next(iter(configs)), _by_protocol(scores)
+    own, students = next(iter(configs)), list(scores)
+    measured, best = _by_protocol(students), _by_protocol(replace(row, last=row.best) for row in students)
     squeezed, compared = (records[own].get(stage, {}).get("keys", {}) for stage in ("squeeze", "diversity"))
     config = configs[own]
     size = f" at {config.data.size} px" if config.data.size else ""
@@ -102,7 +99,8 @@ def entries(
     for name, made_by in configs.items():
         entry = Entry(set=name, own=name == own, ipc=made_by.ipc, **about, **_cost(made_by, records[name], classes))
         entry = replace(entry, cosine=diversity.get(name, {}).get("mean"), features=compared.get("features", ""))
-        found += [replace(entry, protocol=how, accuracy=kinds) for how, kinds in measured.get(name, {}).items()] or [entry]
+        hows = measured.get(name, {})
+        found += [replace(entry, protocol=how, accuracy=hows[how], best=best[name][how]) for how in hows] or [entry]
     real = diversity.get("real", {}).get("mean")
     reference = Entry(set=FULL, own=False, cosine=real, features=compared.get("features", ""), **about)
     return found + [replace(reference, protocol=how, accuracy=kinds) for how, kinds in measured.get(FULL, {}).items()]
@@ -112,15 +110,30 @@ def _cost(config: RunConfig, records: Records, classes: int) -> dict[str, Any]:
     """What the making of a set took, as fields of an entry; nothing where it is not made yet."""
     if "recover" not in records:
         return {}
-    images = {name: entry for name, entry in records["recover"]["files"].items() if name.startswith("synthetic/")}
-    stored = [*images.values(), *(entry for name, entry in records.get("relabel", {}).get("files", {}).items() if name == SOFT_LABELS)]
+    images = _files(records, "recover", "synthetic/*")
+    image_bytes, label_bytes = _bytes(images), _bytes(_files(records, "relabel", SOFT_LABELS))
+    made = [records[stage] for stage in SYNTHESIS if stage in records]
     return {
         "teacher": records.get("rank", {}).get("keys", {}).get("teacher", ""),
-        "seconds": float(sum(records[stage]["seconds"] for stage in SYNTHESIS if stage in records)),
+        "seconds": float(sum(record["seconds"] for record in made)),
         "work": schedule_of(config).image_iterations * classes,
-        "bytes": sum(entry["bytes"] for entry in stored),
+        "bytes": image_bytes + label_bytes,
+        "stages": {stage: float(records[stage]["seconds"]) for stage in STAGES if stage in records},
+        "memory": max((record["peak_memory"] for record in made), default=0),
+        "image_bytes": image_bytes,
+        "label_bytes": label_bytes,
+        "teacher_bytes": _bytes(_files(records, "squeeze", "teachers/*.safetensors")),
         "digest": storage.sha256_bytes(storage.json_bytes(images)),
     }
+
+
+def _files(records: Records, stage: str, pattern: str) -> dict[str, Mapping[str, Any]]:
+    """The files of a stage whose names match."""
+    return {name: entry for name, entry in records.get(stage, {}).get("files", {}).items() if fnmatchcase(name, pattern)}
+
+
+def _bytes(files: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(entry["bytes"] for entry in files.values())
 
 
 def _by_protocol(scores: Iterable[Score]) -> dict[str, dict[Protocol, dict[str, Accuracy]]]:
@@ -186,6 +199,8 @@ def caveats(found: Sequence[Entry]) -> list[str]:
         lines.append("the runs have different teachers, hence different soft labels")
     if len({(entry.features, entry.teacher if entry.features == "teacher" else "") for entry in small if entry.cosine is not None}) > 1:
         lines.append("cosines were measured in the features of different networks: they cannot be compared")
+    if other := sorted({entry.run for entry in small if claims(entry) and not _as_published(entry)}):
+        lines.append(f"students trained otherwise than the paper's own, so off does not judge the images alone: {', '.join(other)}")
     machines = sorted({entry.machine for entry in small if entry.seconds is not None})
     if len(machines) > 1:
         lines.append(f"seconds are of different machines ({'; '.join(machines)}): compare image-iterations")
@@ -238,22 +253,65 @@ def robustness(found: Sequence[Entry], entry: Entry) -> float | None:
     return label_robust_score(full.mean, entry.accuracy["hard"].mean, entry.accuracy["soft"].mean, beside.accuracy["soft"].mean)
 
 
+def claims(entry: Entry) -> list[Published]:
+    """What was published for an own set's method, data, size and student; empty where nothing was."""
+    if not entry.own or entry.protocol is None or entry.ipc is None:
+        return []
+    return published(entry.set, entry.data, entry.ipc, entry.protocol.student)
+
+
+def _as_published(entry: Entry) -> bool:
+    """Whether its students were trained by its method's own recipe, for all its epochs."""
+    name, _, epochs = entry.protocol or ("", "", 0)
+    return name == f"paper:{entry.set}" and name in RECIPES and epochs >= RECIPES[name].epochs
+
+
+def as_reported(entry: Entry) -> Accuracy | None:
+    """Soft-label accuracy as papers report it: of the best epoch under a paper's recipe, of the last under another."""
+    paper = entry.protocol is not None and entry.protocol.recipe.startswith("paper:")
+    return (entry.best if paper else entry.accuracy).get("soft")
+
+
 def table(found: Sequence[Entry]) -> str:
-    """The entries as a plain table, with what its columns mean and what cannot be compared below it."""
-    note = [
+    """The entries as two plain tables, quality and cost, with what their columns mean and what cannot be compared below them."""
+    quality = [
         "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
         "LRS: DD-Ranking's label-robust score from these numbers, without its search for learning rates; higher is better",
-        "cosine: intra-class, lower is more diverse; seconds: ranking, synthesis and stored labels, without the teacher",
-        "img-it: image-iterations of the synthesis; bytes: the images and stored soft labels (labels made online need the teacher)",
+        "cosine: intra-class, lower is more diverse; published: top-1 of the same method, data, ipc and student, with soft labels",
+        "off: measured - published in standard deviations of both (those known), by the best epoch under a paper's recipe, else the last",
+        *_sources(found),
+    ]
+    cost = [
+        "img-it: image-iterations of the synthesis; squeeze to evaluate: seconds as recorded (of a cached teacher, only its loading)",
+        "evaluate: the students of all sets of a run together; peak MB: largest memory of one process in rank, recover or relabel",
+        "label bytes: of stored soft labels; labels made online need the teacher instead",
         *(f"! {line}" for line in caveats(found)),
     ]
-    return aligned(HEADS, (_cells(entry, robustness(found, entry)) for entry in found), note)
+    sets: dict[tuple[str, str], Entry] = {}  # each once, whatever its protocols
+    for entry in found:
+        if entry.set != FULL:
+            sets.setdefault((entry.run, entry.set), entry)
+    lines = [_shown(_quality(entry, robustness(found, entry))) for entry in found]
+    costs = [_shown(_cost_of(entry)) for entry in sets.values()]
+    return f"{aligned(QUALITY, lines, quality)}\n\n{aligned(COST, costs, cost)}"
 
 
-def _cells(entry: Entry, robust: float | None = None) -> tuple[str, ...]:
-    """One line of the table, in the order of `HEADS`."""
+def _sources(found: Iterable[Entry]) -> list[str]:
+    """Where published values are from, as one line; none where there are none."""
+    named: dict[str, dict[str, None]] = {}
+    for entry in found:
+        for row in claims(entry):
+            named.setdefault(row.source, {})[f"{row.method} {row}"] = None
+    sources = [f"{source} ({', '.join(values)})" for source, values in named.items()]
+    return [f"published by: {'; '.join(sources)}"] if named else []
+
+
+def _quality(entry: Entry, robust: float | None) -> tuple[Any, ...]:
+    """One line of the table, in the order of `QUALITY`."""
     counts = dict.fromkeys(str(entry.accuracy[kind].n) for kind in KINDS if kind in entry.accuracy)  # one number where they agree
-    cells = (
+    values, measured = distinct(claims(entry)), as_reported(entry)
+    off = [row.off(measured.mean, measured.std) for row in values] if measured else []
+    return (
         "-" if entry.set == FULL else entry.run,
         entry.set,
         entry.ipc,
@@ -262,8 +320,24 @@ def _cells(entry: Entry, robust: float | None = None) -> tuple[str, ...]:
         "/".join(counts) or None,
         None if robust is None else f"{robust:.1f}",
         None if entry.cosine is None else f"{entry.cosine:.3f}",
-        None if entry.seconds is None else f"{entry.seconds:.2f}",
-        None if entry.work is None else f"{entry.work:,}",
-        None if entry.bytes is None else f"{entry.bytes:,}",
+        " / ".join(map(str, values)) or None,
+        " / ".join("-" if value is None else f"{value:+.1f}" for value in off) or None,
     )
+
+
+def _cost_of(entry: Entry) -> tuple[Any, ...]:
+    """One line of the table, in the order of `COST`."""
+    sizes = (entry.image_bytes, entry.label_bytes, entry.teacher_bytes)
+    return (
+        entry.run,
+        entry.set,
+        entry.ipc,
+        None if entry.work is None else f"{entry.work:,}",
+        *(f"{entry.stages[stage]:.2f}" if stage in entry.stages else None for stage in STAGES),
+        None if entry.memory is None else f"{entry.memory / 1e6:,.0f}",
+        *(None if size is None else f"{size:,}" for size in sizes),
+    )
+
+
+def _shown(cells: Iterable[Any]) -> tuple[str, ...]:
     return tuple("-" if cell is None else str(cell) for cell in cells)
