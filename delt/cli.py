@@ -57,9 +57,12 @@ def _metavar_of(entry: FlatField) -> str:
     return next(name for known, name in names.items() if known in typing.get_args(kind))
 
 
+ALIASES = {"evaluate_students": ("--students",), "evaluate_recipe": ("--recipe",)}
+
+
 def _flag(name: str, kind: Any, help: str, metavar: str, default: str = "", positional: bool = False) -> tuple[str, Any, Any]:
     place: Any = tyro.conf.Positional if positional else Annotated
-    note = tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=default)
+    note = tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=default, aliases=ALIASES.get(name))
     return name, place[Annotated[kind, note]] if positional else place[kind, note], field(default=None)
 
 
@@ -73,10 +76,16 @@ def _settings() -> type:
     return make_dataclass("Settings", [*flags, *_field_flags("dataset")], frozen=True)
 
 
-def _field_flags(*without: str) -> list[tuple[str, Any, Any]]:
-    """A flag for every field of the configuration but these."""
+def _field_flags(*without: str, **defaults: str) -> list[tuple[str, Any, Any]]:
+    """A flag for every field of the configuration but these; `defaults` say in words what differs from the fields' own."""
     return [
-        _flag(entry.name, _type_of(entry), f"{entry.help[0].upper()}{entry.help[1:]}.", _metavar_of(entry), _default_of(entry))
+        _flag(
+            entry.name,
+            _type_of(entry),
+            f"{entry.help[0].upper()}{entry.help[1:]}.",
+            _metavar_of(entry),
+            defaults.get(entry.name) or _default_of(entry),
+        )
         for entry in flat_fields()
         if entry.name not in without
     ]
@@ -154,6 +163,12 @@ def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int |
         sys.exit(1)
 
 
+STUDY_DEFAULTS = {
+    "evaluate_seeds": "(default: 5; of preset smoke: 2)",
+    "evaluate_controls": "(default: none, as random is a run; with --recipe paper: random)",
+}
+
+
 def _study_settings() -> type:
     """The flags of `delt compare`: those of a run, with several methods and sizes."""
     flags: list[Any] = [
@@ -162,14 +177,18 @@ def _study_settings() -> type:
         _flag("ipc", str | None, "Images per class, one or several numbers.", "INT,INT", "(default: the preset's)"),
         _flag("out", Path | None, "Folder that receives a run folder per method and size.", "FOLDER", "(default: runs/DATASET-compare)"),
     ]
-    return make_dataclass("StudySettings", [*flags, *_field_flags("dataset", "method", "ipc")], frozen=True)
+    return make_dataclass("StudySettings", [*flags, *_field_flags("dataset", "method", "ipc", **STUDY_DEFAULTS)], frozen=True)
 
 
 StudySettings: Any = _study_settings()
 
 
 def compare(settings: Any) -> None:
-    """Run several methods on one data set under one protocol, and put them into one table beside random real images."""
+    """Run several methods on one data set under one protocol, and put them into one table beside random real images.
+
+    Each row has at least 5 students unless --evaluate-seeds or preset smoke says otherwise. With --recipe paper each method is
+    evaluated by its own paper's protocol, beside random real images under the same.
+    """
     from delt.study import study
 
     given = {item.name: value for item in dataclasses.fields(settings) if (value := getattr(settings, item.name)) is not None}

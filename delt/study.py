@@ -1,4 +1,4 @@
-"""Several methods on one data set under one protocol: a run each, beside random real images, and one table.
+"""Several methods on one data set under one protocol, or each under its paper's: a run each, beside random real images, and one table.
 
 OUT/METHOD-ipcN/    a run folder each; one that stands is not done again
 OUT/table.txt       all of them, with the differences that are more than noise
@@ -23,6 +23,8 @@ from delt.pipeline import absolute, check_names, run
 from delt.results import Run, compare
 
 CONTROL = "random"
+SEEDS = 5  # students per row where the number is not given: three are few for a difference
+PAPER = "paper"  # the recipe that is each method's own: there is no common one, and the control stands beside each method
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
         methods: names of the table; `random` comes first whether or not it is named.
         ipcs: images per class, None for the preset's.
         given: settings of all runs, as in `configure`; a schedule concerns those that optimise. The teacher is trained once.
+            `evaluate_seeds` is 5 where it is not given, but with preset smoke. With `evaluate_recipe="paper"` each method has
+            its own recipe, and random images are a control of each run instead of a run.
 
     Raises:
         DeltError: an unknown method, settings that do not fit, data that are not there: before anything starts.
@@ -56,7 +60,7 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
     for name, config in configs.items():
         print(f"{name} ({len(runs) + 1} of {len(configs)})", flush=True)
         runs[name] = run(config, folder / name)
-    found = Study(folder, runs, compare(runs, controls=()))
+    found = Study(folder, runs, compare(runs, controls=(CONTROL,) if _own_recipes(given) else ()))
     storage.write_bytes(folder / "table.txt", f"{found.table()}\n".encode())
     storage.write_bytes(folder / "comparison.png", plots.png(plots.comparison(found.entries)))
     return found
@@ -64,20 +68,27 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
 
 def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], given: dict[str, Any]) -> dict[str, RunConfig]:
     """Name of each run -> its configuration, all of them checked."""
-    names = list(dict.fromkeys([CONTROL, *methods]))
-    if len(names) < 2:
-        raise ConfigError(f"methods are {', '.join(names)}; name at least one beside {CONTROL}, which is always there")
+    given, own = {name: value for name, value in given.items() if value is not None}, _own_recipes(given)
+    names = [name for name in dict.fromkeys([CONTROL, *methods]) if not (own and name == CONTROL)]
+    if not set(names) - {CONTROL}:
+        raise ConfigError(f"methods are {CONTROL}; name at least one beside {CONTROL}, which is always there")
+    usual: dict[str, Any] = {"evaluate_controls": [CONTROL] if own else []}
+    usual |= {} if given.get("preset") == "smoke" else {"evaluate_seeds": SEEDS}
     configs = {}
     for ipc in ipcs:
         for name in names:
             try:
-                config = absolute(configure(dataset, **{"evaluate_controls": [], **_for(name, dataset, given), "method": name, "ipc": ipc}))
+                config = absolute(configure(dataset, **{**usual, **_for(name, dataset, given), "method": name, "ipc": ipc}))
                 check_names(config)
                 require_files(config.dataset, config.data)
             except DeltError as error:
                 raise type(error)(f"method {name}: {error}") from None
             configs[f"{name}-ipc{config.ipc}"] = config
     return configs
+
+
+def _own_recipes(given: dict[str, Any]) -> bool:
+    return given.get("evaluate_recipe") == PAPER
 
 
 def _for(method: str, dataset: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,42 @@ def test_a_bad_comparison_is_one_line_and_no_folder(arguments, message, tmp_path
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not out and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["run", "evaluate", "squeeze", "experiment", "compare"])
+def test_the_flags_most_used_have_short_names(command, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr("delt.cli._configured", lambda settings: seen.append(vars(settings)) or sys.exit(7))
+    monkeypatch.setattr("delt.study.study", lambda *rest, **given: seen.append(given) or sys.exit(7))
+    methods = ["--methods", "delt"] if command == "compare" else []
+    for flags in (["--students", "resnet18,convnet4", "--recipe", "paper:delt"], ["--evaluate-students", "resnet18,convnet4"]):
+        code, _, err = delt(capsys, command, "digits", *methods, *flags)
+        assert code == 7, err
+    assert [given["evaluate_students"] for given in seen] == ["resnet18,convnet4"] * 2
+    assert seen[0]["evaluate_recipe"] == "paper:delt" and seen[1].get("evaluate_recipe") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--recipe", "comon"], "delt: unknown recipe 'comon': did you mean 'common'?"),
+        (["--students", "resnet19"], "delt: unknown architecture 'resnet19': did you mean 'resnet18'?"),
+    ],
+)
+def test_unknown_names_under_short_flags_are_one_line(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = delt(capsys, "run", "digits", "--preset", "smoke", "--out", "out", *flags)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not out
+
+
+def test_help_of_a_comparison_says_how_many_students_it_trains(capsys):
+    from delt.config import PRESETS
+    from delt.study import SEEDS
+
+    _, out, _ = delt(capsys, "compare", "--help")
+    words = " ".join(out.replace("│", " ").split())
+    assert f"(default: {SEEDS}; of preset smoke: {PRESETS['smoke']['evaluate_seeds']})" in words
+    assert f"at least {SEEDS} students unless" in words
+
+
 def test_a_comparison_prints_its_table(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--preset", "smoke", "--workers", "1", "--evaluate-labels", "soft"]
