@@ -246,7 +246,8 @@ class Pipeline:
             return
         with self.stage("relabel", keys) as (job, files):
             synthetic = SyntheticSet.load(self.folder.path)
-            files += relabel(teachers[0], synthetic, self.config.relabel, job, self.config.evaluate.recipe).save(self.folder.path)
+            labels = relabel(teachers[0], synthetic, self.config.relabel, job, self.config.evaluate.recipe, teachers[1:])
+            files += labels.save(self.folder.path)
 
     def evaluate(self, parts: list[Pipeline], teachers: Teachers) -> None:
         """Train the students of all sets together, so that no core waits for another set's turn."""
@@ -268,7 +269,7 @@ class Pipeline:
     def students(self, teachers: Teachers, job: Job) -> list[StudentTask]:
         """The students of this set, as values."""
         stored = self.config.relabel.mode == "stored"
-        soft = SoftLabels.load(self.folder.path, teachers[0]) if stored else SoftLabels(teachers[0], "")
+        soft = SoftLabels.load(self.folder.path, teachers[0]) if stored else SoftLabels(teachers[0], "", others=teachers[1:])
         return student_tasks(SyntheticSet.load(self.folder.path), soft, self.real.test, self.config.evaluate, job, name=self.set_name)
 
     def known_scores(self) -> Scores:

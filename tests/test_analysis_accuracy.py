@@ -7,6 +7,7 @@ import random
 import statistics
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from delt.analysis.accuracy import Accuracy, difference, paired
 from delt.artifacts.scores import Score
@@ -38,12 +39,24 @@ def test_seeds_are_one_per_value():
 
 
 def test_differences_are_paired_over_seeds():
-    found = paired(Accuracy((80.0, 84.0, 82.0)), Accuracy((78.0, 81.0, 81.0)))
-    assert found is not None and found.mean == pytest.approx(2) and found.error == pytest.approx(1 / 3**0.5) and found.clear
-    assert str(found) == "+2.00 ± 0.58" and found.n == 3
+    found = paired(Accuracy((80.0, 84.0, 82.0)), Accuracy((75.0, 78.0, 78.0)))
+    assert found is not None and found.mean == pytest.approx(5) and found.error == pytest.approx(1 / 3**0.5) and found.clear
+    assert str(found) == "+5.00 ± 0.58" and found.n == 3
     assert str(paired(Accuracy((80.0, 70.0)), Accuracy((70.0, 80.0)))) == "+0.00 ± 10.00 (inside the noise)"
     assert "the noise is unknown" in str(paired(Accuracy((80.0,)), Accuracy((81.0,))))
     assert paired(Accuracy((80.0,)), Accuracy((81.0, 82.0))) is None
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 30])
+def test_a_difference_is_clear_where_a_t_test_says_so(count):
+    """With few pairs two standard errors are not enough: t is 12.7 for two pairs, 4.3 for three, 2.8 for five."""
+    draws, verdicts = random.Random(count), set()
+    for _ in range(60):
+        values = [draws.gauss(0.8, 1.0) for _ in range(count)]
+        found = paired(Accuracy(tuple(values)), Accuracy((0.0,) * count))
+        assert found is not None and found.clear == (ttest_1samp(values, 0).pvalue < 0.05)
+        verdicts.add(found.clear)
+    assert True in verdicts and (count == 30 or False in verdicts)
 
 
 def test_what_all_students_of_a_seed_share_is_no_noise():

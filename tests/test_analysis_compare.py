@@ -73,7 +73,7 @@ def unfinished(name="late", **given):
 def test_an_entry_has_what_a_set_scored_and_cost():
     own, random, full = a_run()
     assert (own.run, own.set, own.own, own.ipc, own.protocol) == ("a", "delt", True, 5, HOW)
-    assert own.accuracy == {"soft": Accuracy((90.0, 92.0, 94.0)), "hard": Accuracy((80.0,))}
+    assert own.accuracy == {"soft": Accuracy((90.0, 92.0, 94.0), (0, 1, 2)), "hard": Accuracy((80.0,), (0,))}
     assert (own.cosine, own.features, own.teacher, own.data, own.fingerprint) == (0.8, "teacher", "t", "digits", "f00d")
     assert own.seconds == 3.5, "neither the teacher nor the students belong to the synthesis"
     assert own.work == 10 * sum([400, 320, 240, 160, 80]) and random.work == 0
@@ -103,7 +103,10 @@ def test_an_entry_has_the_cost_of_each_stage_and_file():
 
 def test_the_best_epochs_stand_beside_the_last():
     own, *_ = a_run()
-    assert own.best == {"soft": Accuracy((91.0, 93.0, 95.0)), "hard": Accuracy((81.0,))} and own.accuracy["soft"].values[0] == 90.0
+    assert (
+        own.best == {"soft": Accuracy((91.0, 93.0, 95.0), (0, 1, 2)), "hard": Accuracy((81.0,), (0,))}
+        and own.accuracy["soft"].values[0] == 90.0
+    )
     assert as_reported(own) == own.accuracy["soft"]
     assert as_reported(replace(own, protocol=HOW._replace(recipe="paper:delt"))) == own.best["soft"]
     assert as_reported(replace(own, accuracy={"hard": Accuracy((1.0,))})) is None, "values are published for soft labels"

@@ -57,11 +57,11 @@ def test_kinds_has_soft_first():
 
 
 def test_the_lead_and_its_noise():
-    low, high, none = row("low", soft=[70.0, 72.0]), row("high", soft=[80.0, 84.0]), row("none", state="failed")
+    low, high, none = row("low", soft=[70.0, 72.0, 71.0]), row("high", soft=[80.0, 84.0, 82.0]), row("none", state="failed")
     found = lead([low, none, high], "soft")
     assert (found.best, found.second, found.above.mean) == (high, low, 11.0)
-    assert found.above.error == pytest.approx(statistics.stdev([80 - 70, 84 - 72]) / math.sqrt(2))
-    assert found.clear and str(found) == "11.00 ± 1.00 points (standard error, paired over 2 seeds) above the second: more than the noise"
+    assert found.above.error == pytest.approx(statistics.stdev([80 - 70, 84 - 72, 82 - 71]) / math.sqrt(3))
+    assert found.clear and str(found) == "11.00 ± 0.58 points (standard error, paired over 3 seeds) above the second: more than the noise"
     close = lead([row(soft=[80.0, 84.0]), row(soft=[81.0, 84.0])], "soft")
     assert not close.clear and "within the noise" in str(close)
     single = lead([row(soft=[80.0]), row(soft=[70.0, 71.0])], "soft")
@@ -84,7 +84,7 @@ def seeded(name, values, seeds, **parameters):
 
 def test_each_point_is_held_against_the_reference():
     rows = [
-        seeded("a", [80.0, 84.0, 82.0], range(3), m=5, keep=["x", "y"]),
+        seeded("a", [83.0, 87.0, 85.0], range(3), m=5, keep=["x", "y"]),
         replace(seeded("b", [78.0, 81.0, 81.0], range(3), m=1, keep=["x"]), reference=True),
         seeded("c", [78.0, 80.0, 81.0], range(3), m=2, keep=["x"]),
         seeded("d", [70.0, 71.0, 70.0], (1, 2, 3), m=3, keep=["x"]),
@@ -92,17 +92,17 @@ def test_each_point_is_held_against_the_reference():
     ]
     assert against(rows) == [
         "soft labels, points of top-1, mean ± standard error, paired over seeds:",
-        "  m 5, keep x+y: +2.00 ± 0.58 above m 1, keep x",
+        "  m 5, keep x+y: +5.00 ± 0.58 above m 1, keep x",
         "  m 2, keep x: -0.33 ± 0.33 above m 1, keep x (inside the noise)",
         "  m 3, keep x: -9.67 ± 1.05 above m 1, keep x (other seeds: not paired)",
     ]
 
 
 def test_without_a_named_reference_it_is_the_first_point():
-    first, second = row(soft=[80.0, 82.0], hard=[60.0, 62.0], m=1), row(soft=[83.0, 86.0], hard=[60.0, 62.0], m=2)
+    first, second = row(soft=[80.0, 82.0], hard=[60.0, 62.0], m=1), row(soft=[83.0, 85.1], hard=[60.0, 62.0], m=2)
     lines = against([first, second])
     assert [line.split()[0] for line in lines] == ["soft", "m", "hard", "m"]
-    assert lines[1] == "  m 2: +3.50 ± 0.50 above m 1" and lines[3] == "  m 2: +0.00 ± 0.00 above m 1 (inside the noise)"
+    assert lines[1] == "  m 2: +3.05 ± 0.05 above m 1" and lines[3] == "  m 2: +0.00 ± 0.00 above m 1 (inside the noise)"
     assert against([first]) == against([]) == []
 
 

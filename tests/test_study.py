@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 import delt
 from delt.errors import ConfigError, DataError
-from delt.methods import configure
-from delt.recipes import RECIPES, recipe_of
 from delt.study import SEEDS, planned, study
 
 SMALL = {"preset": "smoke", "ipc": None, "iterations": 8, "workers": 1, "evaluate_labels": ["soft"]}
@@ -56,20 +52,7 @@ def test_refused_before_anything_starts(dataset, methods, given, error, message,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def paper(monkeypatch):
-    """A world in which the recipe `paper` is the method's own, and two methods have published ones."""
-    monkeypatch.setitem(RECIPES, "paper:rded", replace(recipe_of("paper:delt"), name="paper:rded", randaugment=False))
-
-    def resolved(dataset, **given):
-        if given.get("evaluate_recipe") == "paper":
-            given["evaluate_recipe"] = f"paper:{given['method']}"
-        return configure(dataset, **given)
-
-    monkeypatch.setattr("delt.study.configure", resolved)
-
-
-def test_under_their_own_recipes_methods_stand_beside_random_images_each(paper, tmp_path):
+def test_under_their_own_recipes_methods_stand_beside_random_images_each(tmp_path):
     found = study("digits", ["rded", "random", "delt"], tmp_path, [1], **small(evaluate_recipe="paper", iterations=4))
     assert list(found.runs) == ["rded-ipc1", "delt-ipc1"]
     assert [(entry.set, entry.protocol.recipe) for entry in found.entries] == [
@@ -83,10 +66,10 @@ def test_under_their_own_recipes_methods_stand_beside_random_images_each(paper, 
     assert "! students were not trained alike" in found.table()
 
 
-def test_controls_that_were_asked_for_are_kept_under_any_recipe(paper):
+def test_controls_that_were_asked_for_are_kept_under_any_recipe():
     settings = {"preset": "demo", "evaluate_recipe": "paper", "evaluate_controls": ["start"]}
     assert planned("digits", ["delt"], [1], settings)["delt-ipc1"].evaluate.controls == ("start",)
-    for method, error in (("random", "name at least one beside random"), ("kmeans", "method kmeans: .*paper:kmeans")):
+    for method, error in (("random", "name at least one beside random"), ("kmeans", "method kmeans: .*kmeans")):
         with pytest.raises(ConfigError, match=error):
             planned("digits", [method], [1], settings)
 

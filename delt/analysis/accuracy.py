@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from scipy.stats import t
+
 from delt.artifacts.scores import Score
 from delt.errors import DataError
 
@@ -66,8 +68,11 @@ class Difference(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether it is more than two standard errors away from none."""
-        return self.error is not None and abs(self.mean) > 2 * self.error
+        """Whether zero lies outside its 95 % confidence interval: Student's t for pairs, the normal's 2 where it is not paired."""
+        if self.error is None:
+            return False
+        reach = float(t.ppf(0.975, self.n - 1)) if self.n > 1 else 2.0
+        return abs(self.mean) > reach * self.error
 
     @property
     def figures(self) -> str:

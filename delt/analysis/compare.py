@@ -17,7 +17,7 @@ from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
 from delt.config import RunConfig, flatten
 from delt.errors import DataError
-from delt.recipes import RECIPES
+from delt.recipes import RECIPES, Recipe, recipe_of
 
 SYNTHESIS = ("rank", "recover", "relabel")  # the stages that make a set; the teacher is shared, and often comes from the cache
 FULL = "full"  # the set of all real images
@@ -138,10 +138,12 @@ def _bytes(files: Mapping[str, Mapping[str, Any]]) -> int:
 
 def _by_protocol(scores: Iterable[Score]) -> dict[str, dict[Protocol, dict[str, Accuracy]]]:
     """Set -> protocol -> label kind -> students, by seed."""
-    found: dict[str, dict[Protocol, dict[str, Accuracy]]] = {}
+    students: dict[tuple[str, Protocol, str], list[Score]] = {}
     for row in sorted(scores):
-        kinds = found.setdefault(row.set, {}).setdefault(Protocol(row.recipe, row.arch, row.epochs), {})
-        kinds[row.labels] = Accuracy((*(kinds[row.labels].values if row.labels in kinds else ()), row.last))
+        students.setdefault((row.set, Protocol(row.recipe, row.arch, row.epochs), row.labels), []).append(row)
+    found: dict[str, dict[Protocol, dict[str, Accuracy]]] = {}
+    for (name, how, kind), rows in students.items():
+        found.setdefault(name, {}).setdefault(how, {})[kind] = Accuracy.of(rows)
     return found
 
 
@@ -262,14 +264,20 @@ def claims(entry: Entry) -> list[Published]:
 
 def _as_published(entry: Entry) -> bool:
     """Whether its students were trained by its method's own recipe, for all its epochs."""
-    name, _, epochs = entry.protocol or ("", "", 0)
-    return name == f"paper:{entry.set}" and name in RECIPES and epochs >= RECIPES[name].epochs
+    recipe, epochs = _recipe(entry), entry.protocol.epochs if entry.protocol else 0
+    return recipe is not None and recipe.name == f"paper:{entry.set}" and epochs >= recipe.epochs
+
+
+def _recipe(entry: Entry) -> Recipe | None:
+    """The recipe of its students, as it is for its data and size; None where there are no students, or it is not in the table."""
+    name = entry.protocol.recipe if entry.protocol else ""
+    return recipe_of(name, entry.data, None, entry.ipc) if name in RECIPES else None
 
 
 def as_reported(entry: Entry) -> Accuracy | None:
-    """Soft-label accuracy as papers report it: of the best epoch under a paper's recipe, of the last under another."""
-    paper = entry.protocol is not None and entry.protocol.recipe.startswith("paper:")
-    return (entry.best if paper else entry.accuracy).get("soft")
+    """Soft-label accuracy of the epoch that the recipe reports: the best under most of the papers', the last under `common`."""
+    recipe = _recipe(entry)
+    return (entry.best if recipe and recipe.report == "best" else entry.accuracy).get("soft")
 
 
 def table(found: Sequence[Entry]) -> str:
@@ -278,7 +286,7 @@ def table(found: Sequence[Entry]) -> str:
         "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
         "LRS: DD-Ranking's label-robust score from these numbers, without its search for learning rates; higher is better",
         "cosine: intra-class, lower is more diverse; published: top-1 of the same method, data, ipc and student, with soft labels",
-        "off: measured - published in standard deviations of both (those known), by the best epoch under a paper's recipe, else the last",
+        "off: measured - published in standard deviations of both (those known), by the epoch that the recipe reports",
         *_sources(found),
     ]
     cost = [

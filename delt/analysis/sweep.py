@@ -50,7 +50,7 @@ class Lead:
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is more than two standard errors."""
+        """Whether the difference is more than noise."""
         return self.above is not None and self.above.clear
 
     def __str__(self) -> str:
