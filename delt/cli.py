@@ -28,7 +28,8 @@ STAGES = {
     "rank": "Score the real patches of a run and choose its starting images.",
     "recover": "Optimise the synthetic images of a run.",
     "relabel": "Store the soft labels of a run, where they are stored.",
-    "evaluate": "Train the students of a run; on a finished run, new recipes, students or seeds add rows.",
+    "evaluate": "Train the students of a run; on a finished run, new recipes, students or seeds add rows. "
+    "With --images and --dataset, do so with distilled images from elsewhere.",
 }
 
 
@@ -46,7 +47,7 @@ def _type_of(entry: FlatField) -> Any:
 
 def _default_of(entry: FlatField) -> str:
     default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
-    return "" if default is None else f"(default: {default})"
+    return "" if default in (None, "") else f"(default: {default})"
 
 
 def _metavar_of(entry: FlatField) -> str:
@@ -60,20 +61,22 @@ def _metavar_of(entry: FlatField) -> str:
 ALIASES = {"evaluate_students": ("--students",), "evaluate_recipe": ("--recipe",)}
 
 
-def _flag(name: str, kind: Any, help: str, metavar: str, default: str = "", positional: bool = False) -> tuple[str, Any, Any]:
+def _flag(
+    name: str, kind: Any, help: str, metavar: str, default: str = "", positional: bool = False, said: str | None = None
+) -> tuple[str, Any, Any]:
     place: Any = tyro.conf.Positional if positional else Annotated
-    note = tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint=default, aliases=ALIASES.get(name))
+    note = tyro.conf.arg(name=said, help=help, metavar=metavar, help_behavior_hint=default, aliases=ALIASES.get(name))
     return name, place[Annotated[kind, note]] if positional else place[kind, note], field(default=None)
 
 
-def _settings() -> type:
+def _settings(name: str = "Settings", *more: tuple[str, Any, Any]) -> type:
     """A flat dataclass with every field of RunConfig; None means not given."""
     flags: list[Any] = [
         _flag("dataset", str | None, "Data set (`delt datasets` lists them) or folder:PATH.", "DATASET", positional=True),
         _flag("out", Path | None, "Run folder; one that was stopped goes on.", "FOLDER", "(default: runs/DATASET-METHOD-ipcN-seedN)"),
         _flag("config", Path | None, "Replay a run's config.json; flags given beside it win.", "FILE"),
     ]
-    return make_dataclass("Settings", [*flags, *_field_flags("dataset")], frozen=True)
+    return make_dataclass(name, [*flags, *more, *_field_flags("dataset")], frozen=True)
 
 
 def _field_flags(*without: str, **defaults: str) -> list[tuple[str, Any, Any]]:
@@ -92,6 +95,29 @@ def _field_flags(*without: str, **defaults: str) -> list[tuple[str, Any, Any]]:
 
 
 Settings: Any = _settings()
+ImageSettings: Any = _settings(
+    "ImageSettings",
+    _flag("images", Path | None, "Distilled images from elsewhere, FOLDER/CLASS/*: short for --method given.", "FOLDER"),
+    _flag("images_of", str | None, "Data set of the images.", "DATASET", said="dataset"),
+)
+FROM_IMAGES = ("config", "method", "ipc", "iterations", "round_iterations", "sub_batches")  # settled by --images, as are rank_ and recover_
+
+
+def _from_images(given: dict[str, Any]) -> dict[str, Any]:
+    """The flags of `delt evaluate` with those of images from elsewhere put into the words of `delt run`."""
+    from delt.data.given import count_given
+
+    images, dataset = given.pop("images", None), given.pop("images_of", None)
+    if images is None and dataset is None:
+        return given
+    if images is None:
+        raise ConfigError(f"--dataset {dataset} goes with --images FOLDER; without images from elsewhere write `delt evaluate {dataset}`")
+    if needless := [name for name in given if name in FROM_IMAGES or name.startswith(("rank_", "recover_"))]:
+        raise ConfigError(f"--images are evaluated as they are: leave out {', '.join('--' + name.replace('_', '-') for name in needless)}")
+    if given.setdefault("dataset", dataset) is None or dataset not in (None, given["dataset"]):
+        raise ConfigError("--images FOLDER needs --dataset NAME, the one data set of its classes (`delt datasets` lists them)")
+    name = f"{short_name(given['dataset'])}-given-{images.resolve().name}-seed{given.get('seed', 0)}"
+    return {"out": Path("runs") / name, **given, "method": "given", "rank_folder": str(images), "ipc": count_given(images)}
 
 
 def _configured(settings: Any) -> tuple[Any, Path]:
@@ -99,9 +125,9 @@ def _configured(settings: Any) -> tuple[Any, Path]:
     from delt.methods import changed, configure
     from delt.results import read_config
 
-    given = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
-    out, source = given.pop("out"), given.pop("config")
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {item.name: value for item in dataclasses.fields(settings) if (value := getattr(settings, item.name)) is not None}
+    given = _from_images(given)
+    out, source = given.pop("out", None), given.pop("config", None)
     if source is None and "dataset" not in given and out is not None and (out / "config.json").is_file():
         source = out / "config.json"
     if source is not None:
@@ -126,7 +152,7 @@ def _stage(name: str) -> Callable[[Any], None]:
         print(f"{name}: done, {out}")
 
     command.__doc__ = STAGES[name]
-    command.__annotations__ = {"settings": Settings, "return": None}
+    command.__annotations__ = {"settings": ImageSettings if name == "evaluate" else Settings, "return": None}
     return command
 
 
@@ -207,15 +233,22 @@ def compare(settings: Any) -> None:
 compare.__annotations__ = {"settings": StudySettings, "return": None}
 
 
-def show(folder: tyro.conf.Positional[Path]) -> None:
-    """Print what a run folder holds: its settings, its table and its files.
+Folders = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ..]", help_behavior_hint="")]
+
+
+def show(folders: tyro.conf.Positional[Folders]) -> None:
+    """Print what a run folder holds: its settings, its table and its files; of several, one table of all.
 
     Args:
-        folder: the run folder.
+        folders: run folders, or patterns such as "runs/*".
     """
-    from delt.results import load
+    from delt.analysis.compare import table
+    from delt.results import compare, load_all
 
-    print(load(folder).describe())
+    if not folders:
+        raise ConfigError("no run folder: name one, or several to compare them")
+    runs = load_all(folders)
+    print(table(compare(runs)) if len(runs) > 1 else next(iter(runs.values())).describe())
 
 
 def verify(folder: tyro.conf.Positional[Path]) -> None:

@@ -87,6 +87,12 @@ class DataConfig(Section):
     size: int | None = option(None, "side of the square images in pixels (default: the data set's own)", low=4, high=4096)
     download: bool = option(True, "download where the data set allows it and the files are missing")
     val_fraction: float = option(0.2, "share held out for testing where a folder has no val/ or test/", low=0.01, high=0.9)
+    classes: tuple[str, ...] = option((), "only these classes of the data set, in this order (default: all)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.classes) == 1:
+            raise ConfigError(f"data_classes is {self.classes[0]}; allowed are two classes or more, or none for all")
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,9 @@ class RankConfig(Section):
     keep: str = option(
         "medium",
         "which patches start the images: medium goes outward from the median score, herding and kmeans by the teacher's features",
-        choices=("medium", "easy", "hard", "random", "noise", "herding", "kmeans"),
+        choices=("medium", "easy", "hard", "random", "noise", "herding", "kmeans", "given"),
     )
+    folder: str | None = option(None, "folder of images from elsewhere, for rank_keep given: FOLDER/CLASS/*")
     images: int = option(300, "candidate images per class, drawn at random (as published); 0 takes all", low=0)
     crops: int = option(0, "random crops scored per image; 0 scores the whole image", low=0)
     factor: int = option(1, "patches per side of a synthetic image (1: one patch; 2: a 2 x 2 collage)", low=1, high=4)

@@ -30,6 +30,7 @@ from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, TeacherConfig, flatten
+from delt.data.given import list_given
 from delt.data.images import RealSet
 from delt.data.load import open_set, require_images
 from delt.data.specs import OWN_FOLDER, spec_of
@@ -86,7 +87,7 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
 
 def absolute(config: RunConfig) -> RunConfig:
     """The same with paths that mean the same from any folder."""
-    dataset, root, weights = config.dataset, config.data.root, config.teacher.weights
+    dataset, root, weights, folder = config.dataset, config.data.root, config.teacher.weights, config.rank.folder
     if dataset.startswith(OWN_FOLDER):
         dataset = OWN_FOLDER + str(Path(dataset.removeprefix(OWN_FOLDER)).expanduser().resolve())
     if weights != "train" and Path(weights).exists():
@@ -96,6 +97,7 @@ def absolute(config: RunConfig) -> RunConfig:
         dataset=dataset,
         data=replace(config.data, root=root and str(Path(root).expanduser().resolve())),
         teacher=replace(config.teacher, weights=weights),
+        rank=replace(config.rank, folder=folder and str(Path(folder).expanduser().resolve())),
     )
 
 
@@ -118,6 +120,8 @@ class Pipeline:
         self.refuse_changes()
         tiles = 1 if self.config.rank.keep == "noise" else self.config.rank.factor**2
         require_images(self.real, self.config.ipc * tiles)
+        if self.config.rank.keep == "given" and "recover" not in self.folder.records():
+            list_given(self.config.rank.folder, self.real.info, self.config.ipc).images()  # a bad file is met before the teacher is trained
         self.write_config()
         teachers = self.squeeze()
         parts = [self, *(self.controls(teachers) if "evaluate" in stages else [])]
@@ -371,12 +375,24 @@ class Pipeline:
         return self.keys("device", "threads", "precision", "memory_format", "packing")
 
     def squeeze_keys(self) -> Keys:
-        keys = self.keys("dataset", "data_size", "data_val_fraction", prefix="teacher_")
+        keys = self.keys("dataset", "data_size", "data_val_fraction", "data_classes", prefix="teacher_")
         del keys["teacher_min_accuracy"]  # judges the teacher, does not change it
+        if not keys["data_classes"]:
+            del keys["data_classes"]  # all of them: what teachers were made for before there was a choice
         return keys | {"data_fingerprint": self.real.fingerprint}
 
     def rank_keys(self, teacher: Teacher) -> Keys:
-        return self.keys("ipc", "seed", prefix="rank_") | {"teacher": teacher.digest()}
+        keys = self.keys("ipc", "seed", prefix="rank_") | {"teacher": teacher.digest()}
+        del keys["rank_folder"]  # its images count, wherever they lie
+        return keys | ({"given_images": self.given_images} if self.config.rank.keep == "given" else {})
+
+    @cached_property
+    def given_images(self) -> str:
+        """Fingerprint of the images from elsewhere; the recorded one where their folder is gone, since the set holds its images."""
+        folder, records = self.config.rank.folder, self.folder.records()
+        if "rank" in records and not (folder and Path(folder).is_dir()):
+            return str(records["rank"]["keys"].get("given_images"))
+        return list_given(folder, self.real.info, self.config.ipc).fingerprint()
 
     def recover_keys(self, teachers: Teachers) -> Keys:
         own = self.keys("iterations", "round_iterations", "sub_batches", prefix="recover_")
@@ -470,13 +486,5 @@ def check_names(config: RunConfig) -> None:
         TeacherError: a teacher without BatchNorm layers.
     """
     spec = spec_of(config.dataset)
-    classes, channels, size = spec.count or 2, spec.channels or 3, config.data.size or spec.size or 64
-    for arch, width in (named(name) for name in {*config.evaluate.students, config.evaluate.features} - {"teacher"}):
-        build(arch, classes, channels, size, width)
-    for name, own in backbones(config.teacher).items():
-        model = build(own.arch, classes, channels, size, own.width)
-        if not has_batchnorm(model):
-            which = f"teacher_arch {own.arch}" if name == "teacher" else f"{name} of teacher_others"
-            raise TeacherError(f"{which} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
-        if config.recover.stages > 1 and config.recover.small_side < 1:
-            require_side(model, own.arch, channels, max(1, round(size * config.recover.small_side)))
+from delt.config import RunConfig, TeacherConfig, flatten
+from delt.data.given import list_given

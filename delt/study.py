@@ -15,6 +15,7 @@ from typing import Any
 from delt import storage
 from delt.analysis.compare import Entry, differences_to, table
 from delt.config import RunConfig
+from delt.data.given import require_given
 from delt.data.load import require_files
 from delt.data.specs import spec_of
 from delt.errors import ConfigError, DeltError
@@ -81,6 +82,7 @@ def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], gi
                 config = absolute(configure(dataset, **{**usual, **_for(name, dataset, given), "method": name, "ipc": ipc}))
                 check_names(config)
                 require_files(config.dataset, config.data)
+                require_given(config.rank, config.ipc)
             except DeltError as error:
                 raise type(error)(f"method {name}: {error}") from None
             configs[f"{name}-ipc{config.ipc}"] = config
@@ -92,8 +94,11 @@ def _own_recipes(given: dict[str, Any]) -> bool:
 
 
 def _for(method: str, dataset: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that concern a method: one that optimises nothing has no use for a schedule."""
+    """The settings that concern a method: no schedule where nothing is optimised, a folder of images where they are given."""
     row = METHODS.get(method)
-    if row is None or row.settings(spec_of(dataset)).get("iterations") != 0:
+    if row is None:
         return given
-    return {name: value for name, value in given.items() if name not in ("iterations", *SCHEDULE)}
+    settings = row.settings(spec_of(dataset))
+    without = {"iterations", *SCHEDULE} if settings.get("iterations") == 0 else set()
+    without |= {"rank_folder"} if settings.get("rank_keep") != "given" else set()
+    return {name: value for name, value in given.items() if name not in without}

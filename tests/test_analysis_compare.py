@@ -288,3 +288,11 @@ def test_the_score_needs_the_numbers_beside_it():
     assert robustness([own, other, full], own) is None, "a control of another size is none"
     text = table([own, random, full])
     assert f"{label_robust_score(90, 60, 80, 70):.1f}" in text and "label-robust score" in text
+
+
+def test_a_part_of_the_classes_and_another_size_are_in_the_data_sets_name():
+    def data(**given):
+        return {entry.data for entry in entries("a", {"delt": configure("cifar10", **given)}, {"delt": {}}, [], {}, 0)}
+
+    assert data() == {"cifar10"} and data(data_classes="cat,dog,frog") == {"cifar10, 3 classes"}
+    assert data(data_classes="cat,dog", data_size=16) == {"cifar10, 2 classes at 16 px"}

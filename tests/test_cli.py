@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from delt.cli import COMMANDS, Settings, main
+from delt.cli import COMMANDS, ImageSettings, Settings, main
 from delt.config import flat_fields
 
 
@@ -27,6 +27,7 @@ def delt(capsys, *arguments):
 def test_every_field_is_a_flag():
     names = {item for item in Settings.__dataclass_fields__}
     assert names == {entry.name for entry in flat_fields()} | {"out", "config"}
+    assert set(ImageSettings.__dataclass_fields__) == names | {"images", "images_of"}
 
 
 def test_help_explains_every_field_with_its_default(capsys):
@@ -99,7 +100,22 @@ def test_a_run_from_end_to_end(tmp_path, capsys):
         (["run"], "delt: no data set: name one"),
         (["run", "--config", "nowhere.json"], "delt: no configuration at nowhere.json"),
         (["show", "nowhere"], "delt: no run at nowhere"),
+        (["show", "runs/*"], "delt: no run matches runs/*"),
+        (["show"], "delt: no run folder: name one"),
         (["verify", "nowhere"], "delt: no run at nowhere"),
+        (["evaluate", "--images", "nowhere", "--dataset", "digits"], "delt: nowhere is not a folder: give one of distilled images"),
+        (["evaluate", "--images", ".", "--dataset", "digits"], "holds no class folders"),
+        (["evaluate", "--images", "."], "delt: --images FOLDER needs --dataset NAME"),
+        (["evaluate", "cifar10", "--images", ".", "--dataset", "digits"], "delt: --images FOLDER needs --dataset NAME, the one data set"),
+        (["evaluate", "--dataset", "digits"], "delt: --dataset digits goes with --images FOLDER"),
+        (
+            ["evaluate", "--images", ".", "--dataset", "digits", "--method", "delt", "--iterations", "9", "--rank-crops", "2"],
+            "delt: --images are evaluated as they are: leave out --method, --rank-crops, --iterations",
+        ),
+        (["run", "digits", "--method", "given"], "delt: method given needs its images: --rank-folder FOLDER"),
+        (["run", "digits", "--method", "given", "--rank-folder", "nowhere"], "nowhere is not a folder"),
+        (["run", "digits", "--data-classes", "1,x"], "delt: unknown class of digits 'x': known are 0, 1"),
+        (["compare", "digits", "--methods", "given", "--rank-folder", "nowhere"], "delt: method given: "),
         (["runn", "digits"], "delt: unknown command 'runn': did you mean 'run'?"),
         (["run", "folder:nowhere"], "nowhere is not a folder"),
         (["run", "cifar10", "--data-root", "nowhere", "--data-download", "False", "--preset", "smoke"], "cifar-10-batches-py"),
@@ -156,10 +172,28 @@ def test_lists(capsys):
     )
 
 
+def test_images_from_elsewhere_are_evaluated_and_shown_beside_a_run(smoke_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(smoke_run.path / "synthetic", tmp_path / "download")
+    flags = ["--preset", "smoke", "--workers", 1, "--evaluate-labels", "soft"]
+    code, out, err = delt(capsys, "evaluate", "--images", "download", "--dataset", "digits", "--seed", 3, *flags)
+    assert code == 0, err
+    assert code == 0 and "given" in out and "evaluate: done, runs/digits-given-download-seed3" in out
+    made = json.loads((tmp_path / "runs" / "digits-given-download-seed3" / "config.json").read_text())
+    assert (made["method"], made["ipc"], made["rank_folder"]) == ("given", 5, str(tmp_path / "download"))
+
+    code, out, _ = delt(capsys, "evaluate", "--out", "runs/digits-given-download-seed3", "--evaluate-students", "convnet4")
+    assert code == 0 and "convnet4" in out and "convnet3-w8" in out  # goes on as any other run
+
+    code, out, _ = delt(capsys, "show", smoke_run.path, "runs/*")
+    assert code == 0 and "LRS" in out and "digits-given-download-seed3" in out and "! students were not trained alike" in out
+    assert delt(capsys, "show", "runs/*")[1].startswith("runs/digits-given-download-seed3\ngiven on digits")  # one run is described
+
+
 def test_methods_are_listed(capsys):
     code, out, _ = delt(capsys, "methods")
     names = [line.split()[0] for line in out.splitlines()]
-    assert code == 0 and {"delt", "sre2l", "cda", "rded", "random", "herding", "kmeans", "delt+cda"} <= set(names)
+    assert code == 0 and {"delt", "sre2l", "cda", "rded", "random", "herding", "kmeans", "given", "delt+cda"} <= set(names)
 
 
 @pytest.mark.parametrize(

@@ -313,3 +313,77 @@ def test_missing_files_are_noticed_without_reading_any(tmp_path, monkeypatch):
     require_files("cifar10", DataConfig(root=str(tmp_path), download=False))
     with pytest.raises(DataError, match="tiny-imagenet is not in"):
         require_files("tiny-imagenet", DataConfig(root=str(tmp_path)))
+
+
+# ---------------------------------------------------------------- some of the classes
+
+
+def test_some_digits_in_an_order_of_their_own(digits):
+    some = open_set("digits", DataConfig(classes=("7", "1", "3")), CPU)
+    assert some.info.classes == ("7", "1", "3") and shape_of("digits", DataConfig(classes=("7", "1", "3"))) == (3, 1, 8)
+    for part, whole in ((some.train, digits.train), (some.test, digits.test)):
+        for label, digit in enumerate((7, 1, 3)):
+            assert torch.equal(part.pixels[part.labels == label], whole.pixels[whole.labels == digit])
+    turned = open_set("digits", DataConfig(classes=("1", "7", "3")), CPU)
+    assert len({digits.fingerprint, some.fingerprint, turned.fingerprint}) == 3
+    assert open_set("digits", DataConfig(classes=tuple("0123456789")), CPU).fingerprint == digits.fingerprint
+
+
+@pytest.mark.parametrize(("count", "floor"), [(2, 90.0), (3, 90.0)])
+def test_the_floor_of_few_digits_is_the_tables(count, floor):
+    assert open_set("digits", DataConfig(classes=tuple("0123456789")[:count]), CPU).info.floor == floor
+
+
+def test_the_floor_is_well_above_chance(tmp_path):
+    names = [f"n{number}" for number in range(100)]
+    folder(tmp_path, dict.fromkeys(names, 1), "imagenet-100/train")
+    folder(tmp_path, dict.fromkeys(names, 1), "imagenet-100/val")
+    floors = {k: open_set("imagenet-100", DataConfig(root=str(tmp_path), size=8, classes=tuple(names[:k])), CPU).info.floor for k in (2, 3)}
+    assert floors == {2: 75.0, 3: 50.0}  # 40 for all
+    assert open_set("imagenet-100", DataConfig(root=str(tmp_path), size=8), CPU).info.floor == 40.0
+
+
+@pytest.mark.parametrize("parts", [("train", "val"), ("",)])
+def test_some_classes_of_an_own_folder(tmp_path, parts, monkeypatch):
+    for part in parts:
+        folder(tmp_path, {"ant": 4, "bee": 5, "cat": 6, "dog": 1 if part == "" else 2}, part)
+    name, config = f"folder:{tmp_path}", DataConfig(classes=("cat", "ant"))  # dog has too few images to split, and is not wanted
+    some = open_set(name, config, CPU)
+    assert some.info.classes == ("cat", "ant") and shape_of(name, config) == (2, 3, 16) and some.info.floor == 75.0
+    assert class_counts(some.train, 2)[0] + (0 if parts[0] else class_counts(some.test, 2)[0]) == 6
+    place = tmp_path / parts[0]
+    drawn = {
+        (label, np.array(Image.open(path)).tobytes()) for label, kind in enumerate(("cat", "ant")) for path in (place / kind).glob("*.png")
+    }
+    trained = list(zip(some.train.labels.tolist(), (x.permute(1, 2, 0).numpy().tobytes() for x in some.train.pixels), strict=True))
+    assert set(trained) <= drawn and len(trained) == len(drawn) - (0 if parts[0] else len(some.test))
+    monkeypatch.setattr(load, "HELD_BYTES", 0)  # streamed, too
+    streamed = open_set(name, config, CPU)
+    assert torch.equal(streamed.train.fetch(torch.arange(len(some.train))), some.train.pixels)
+    assert streamed.fingerprint != open_set(name, DataConfig(classes=("ant", "cat")), CPU).fingerprint
+
+
+def test_the_split_of_a_class_does_not_depend_on_the_others(tmp_path):
+    folder(tmp_path, {"ant": 10, "bee": 10, "cat": 10})
+    whole, some = (open_set(f"folder:{tmp_path}", DataConfig(classes=classes), CPU) for classes in ((), ("cat", "bee")))
+    assert torch.equal(some.test.pixels[some.test.labels == 0], whole.test.pixels[whole.test.labels == 2])
+
+
+def test_a_class_that_is_not_there_is_refused_with_the_nearest(tmp_path):
+    folder(tmp_path, {"ant": 2, "bee": 2})
+    wrong, name = DataConfig(classes=("ant", "beee")), f"folder:{tmp_path}"
+    for check in (lambda: open_set(name, wrong, CPU), lambda: require_files(name, wrong), lambda: shape_of(name, wrong)):
+        with pytest.raises(ConfigError, match="unknown class of folder:.* 'beee': did you mean 'bee'"):
+            check()
+    folder(tmp_path / "x", {"ant": 2, "bee": 2, "cat": 2}, "train")
+    folder(tmp_path / "x", {"ant": 2}, "val")
+    with pytest.raises(DataError, match="test part of .* has no image of bee, cat"):
+        open_set(f"folder:{tmp_path / 'x'}", DataConfig(classes=("bee", "cat")), CPU)
+
+
+@needs_shared
+def test_some_classes_of_real_cifar10(cifar_root):
+    some = open_set("cifar10", DataConfig(root=str(cifar_root), classes=("truck", "cat")), CPU)
+    whole = open_set("cifar10", DataConfig(root=str(cifar_root)), CPU)
+    assert some.info.classes == ("truck", "cat") and class_counts(some.test, 2) == [1000, 1000] and some.info.floor == 75.0
+    assert torch.equal(some.test.pixels[some.test.labels == 1], whole.test.pixels[whole.test.labels == 3])

@@ -65,6 +65,11 @@ def test_every_combination_is_valid(dataset, method, preset):
         ({"dataset": 5}, "dataset is 5"),
         ({"method": ["delt"]}, "unknown method"),
         ({"ipc": "five"}, "ipc is 'five'"),
+        ({"data_classes": ["1"]}, "data_classes is 1; allowed are two classes or more"),
+        ({"dataset": "cifar10", "data_classes": "cat,hors"}, "unknown class of cifar10 'hors': did you mean 'horse'"),
+        ({"rank_folder": "/images"}, "rank_folder is for method given, and method delt makes its own images"),
+        ({"method": "given", "iterations": 10}, "method given means 0"),
+        ({"method": "given", "rank_keep": "random"}, "method given means 'given'"),
     ],
 )
 def test_refusals(given, message):

@@ -446,3 +446,102 @@ def test_real_cifar10(shared_data, tmp_path):
     assert done.synthetic.classes[:3] == ("airplane", "automobile", "bird")
     assert done.synthetic.images.shape == (20, 3, 32, 32) and done.config.recover.flip is True
     assert {row.set for row in done.scores} == {"delt", "random"} and delt.verify(done.path) == []
+
+
+# ---------------------------------------------------------------- images from elsewhere, and some of the classes
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A run of starting images: what is evaluated is what lies in its folder."""
+    return delt.run(tiny(iterations=0, teacher_epochs=8, ipc=4), tmp_path_factory.mktemp("started") / "run", listener=quiet)
+
+
+def written(run, root, names):
+    """The images of a run as another program would leave them, the folder of class k named `names[k]`."""
+    for label, name in enumerate(names):
+        shutil.copytree(sorted((run.path / "synthetic").iterdir())[label], root / name)
+    return root
+
+
+def given(folder, **settings):
+    return tiny(method="given", rank_folder=str(folder), iterations=0, teacher_epochs=8, **{"ipc": 4, **settings})
+
+
+@pytest.mark.parametrize("names", [list("0123456789"), [f"{n:05d}" for n in range(10)], [f"new{n:03d}" for n in range(10)]])
+def test_images_from_elsewhere_score_as_those_of_the_run_that_made_them(started, tmp_path, names):
+    events = []
+    done = delt.run(given(written(started, tmp_path / "images", names)), tmp_path / "run", listener=events.append)
+    scores = [replace(row, set="delt") if row.set == "given" else row for row in done.scores]
+    assert sorted(scores) == sorted(started.scores)
+    assert torch.equal(done.synthetic.images, started.synthetic.images) and done.synthetic.source[4] == f"{names[1]}/00000.png"
+    assert done.diversity["given"] == started.diversity["delt"] and set(done.controls) == {"random"}
+    assert done.controls["random"].config.rank.folder is None and delt.verify(done.path) == []
+    assert any("are what their folder says" in event.get("message", "") for event in events)
+
+
+def test_a_permuted_folder_is_refused_before_a_student_is_trained(started, tmp_path):
+    names = [f"{(n + 3) % 10:05d}" for n in range(10)]  # the folder 00003 holds the zeros
+    with pytest.raises(DataError, match="class order: folder 00000 looks like class '7' and not '0'.*rename the folders to class names"):
+        delt.run(given(written(started, tmp_path / "images", names)), tmp_path / "run", listener=quiet)
+    assert not (tmp_path / "run" / "synthetic").exists() and not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_the_content_of_the_folder_decides_and_not_its_place(started, tmp_path):
+    first = written(started, tmp_path / "images", list("0123456789"))
+    done = delt.run(given(first), tmp_path / "run", listener=quiet)
+    before = content_of_given(done.path)
+    shutil.move(first, tmp_path / "moved")
+    events = []
+    delt.run(given(tmp_path / "moved"), tmp_path / "run", listener=events.append)
+    assert stages_of(events) == set() and content_of_given(done.path) == before
+    delt.run(given(first), tmp_path / "run", listener=events.append)  # the set holds the images of a folder that is gone
+    assert stages_of(events) == set() and content_of_given(done.path) == before
+    shutil.copy(tmp_path / "moved" / "3" / "00000.png", tmp_path / "moved" / "3" / "00001.png")
+    with pytest.raises(RunError, match="holds recover of another configuration .given_images: was"):
+        delt.run(given(tmp_path / "moved"), tmp_path / "run", listener=quiet)
+    assert content_of_given(done.path) == before
+
+
+def content_of_given(folder):
+    names = ["scores.json", "synthetic.parquet", "diversity.json", *sorted((folder / "synthetic").rglob("*.png"))]
+    return [sha256_file(folder / name) for name in names]
+
+
+def test_bad_images_are_met_before_the_teacher_is_trained(started, tmp_path):
+    folder = written(started, tmp_path / "images", list("0123456789"))
+    (folder / "7" / "00002.png").write_bytes((folder / "7" / "00002.png").read_bytes()[:60])
+    for config, error in ((given(folder), "cannot read the image .*7/00002.png"), (given(folder, ipc=3), "give --ipc 4")):
+        with pytest.raises(DataError, match=error):
+            delt.run(config, tmp_path / "run", listener=quiet)
+    assert not (tmp_path / "run" / "teachers").exists()
+
+
+def test_a_run_on_some_of_the_classes(started, tmp_path):
+    config = tiny(data_classes="7,1,3", teacher_epochs=8)
+    done = delt.run(config, tmp_path / "run", listener=quiet)
+    assert done.classes == done.synthetic.classes == ("7", "1", "3") and len(done.synthetic) == 6
+    records = [RunFolder(run.path).records()["squeeze"]["keys"] for run in (done, started)]
+    assert records[0]["data_classes"] == ["7", "1", "3"] and "data_classes" not in records[1]  # older runs go on
+    assert records[0]["data_fingerprint"] != records[1]["data_fingerprint"]
+    with pytest.raises(RunError, match=r"data_classes: was \['7', '1', '3'\], now \['1', '7', '3'\]"):
+        delt.run(tiny(data_classes="1,7,3", teacher_epochs=8), tmp_path / "run", listener=quiet)
+    with pytest.raises(RunError, match="squeeze of another configuration .*data_classes: was not set"):
+        delt.run(tiny(data_classes="7,1,3", iterations=0, teacher_epochs=8, ipc=4), started.path, listener=quiet)
+    with pytest.raises(RunError, match="squeeze of another configuration"):
+        delt.run(tiny(teacher_epochs=8), tmp_path / "run", listener=quiet)
+    assert delt.verify(done.path) == []
+
+
+def test_some_classes_of_a_folder_of_ones_own_from_images_to_scores(tmp_path):
+    real = delt.open_set("digits", delt.configure("digits").data, torch.device("cpu"))
+    for name, digit in (("ape", 0), ("bat", 1), ("cow", 2)):
+        for index, image in enumerate(real.train.pixels[real.train.labels == digit][:30]):
+            path = tmp_path / "own" / name / f"{index:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(path)
+    small = {"preset": "smoke", "ipc": 2, "iterations": 4, "workers": 1, "evaluate_seeds": 1, "evaluate_labels": "soft"}
+    config = delt.configure(f"folder:{tmp_path / 'own'}", data_classes=["cow", "ape"], **small)
+    done = delt.run(config, tmp_path / "run", listener=quiet)
+    assert done.classes == ("cow", "ape") and sorted(path.name for path in (done.path / "synthetic").iterdir()) == ["0000_cow", "0001_ape"]
+    assert done.config.data.classes == ("cow", "ape")  # config.json says it, too

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from delt.artifacts.ranking import Patches, Ranking
+from delt.artifacts.synthetic import png_bytes
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RankConfig, RuntimeConfig
 from delt.coresets import herding, k_means
@@ -323,3 +324,36 @@ def test_coresets_go_by_the_features_of_whole_images(keep: str, teacher: Teacher
 def test_coresets_may_choose_among_crops(teacher: Teacher, real: RealSet):
     ranking = ranked(teacher, real, keep="herding", crops=3)
     assert ranking.score.isfinite().all() and len(ranking.kept(0)) == 2
+
+
+# ---------------------------------------------------------------- images from elsewhere
+
+
+def test_given_images_are_taken_as_they_are_and_compared_with_the_teacher(tmp_path: Path, teacher: Teacher, real: RealSet):
+    brightest = Teacher(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), teacher.card)  # channel is the class
+    pixels = real.train.fetch(torch.arange(12)) // 4
+    for label in range(len(CLASSES)):
+        pixels[4 * label : 4 * label + 4, label] += 180
+
+    def written(folders: list[str]) -> RankConfig:
+        root = tmp_path / "-".join(folders)
+        for index, image in enumerate(pixels):
+            path = root / folders[index // 4] / f"{index % 4}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png_bytes(image))
+        return RankConfig(keep="given", folder=str(root))
+
+    events: list[dict[str, Any]] = []
+    listening = replace(job(), emit=events.append)
+    patches = rank(brightest, real, written(["00000", "00001", "00002"]), 4, listening)
+    assert patches.ranking is None and patches.images is not None and torch.equal(patches.images, pixels)
+    assert patches.sources[:5] == ["00000/0.png", "00000/1.png", "00000/2.png", "00000/3.png", "00001/0.png"]
+    assert [event["message"] for event in events if "message" in event] == [
+        f"images from {tmp_path / '00000-00001-00002'}: 100.0 % are what their folder says, as the teacher sees them"
+    ]
+    with pytest.raises(DataError, match=r"class order: folder 00000 looks like class 'elk' .*100 % .*, 0 % as given"):
+        rank(brightest, real, written(["00001", "00002", "00000"]), 4, job())
+    rank(brightest, real, written(["dog", "elk", "cat"]), 4, listening)
+    assert events[-1]["message"].startswith("warning: class order: folder cat looks like class 'elk'")
+    with pytest.raises(DataError, match="give --ipc 4"):
+        rank(brightest, real, written(["cat", "dog", "elk"]), 3, job())

@@ -86,3 +86,17 @@ def test_the_control_comes_first_and_once():
     assert list(planned("digits", ["delt", "random"], [3], {"preset": "demo"})) == ["random-ipc3", "delt-ipc3"]
     configs = planned("digits", ["delt"], [None], {"preset": "demo"})
     assert all(config.evaluate.controls == () for config in configs.values()), "a set of its own stands for the control"
+
+
+def test_images_from_elsewhere_take_part_and_only_they_have_the_folder(tmp_path):
+    for name in "0123456789":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "a.png").touch()
+    configs = planned("digits", ["delt", "given"], [1], {"preset": "smoke", "rank_folder": str(tmp_path / "images"), "iterations": 8})
+    assert {name: (config.rank.folder is not None, config.recover.iterations) for name, config in configs.items()} == {
+        "random-ipc1": (False, 0),
+        "delt-ipc1": (False, 8),
+        "given-ipc1": (True, 0),
+    }
+    with pytest.raises(DataError, match="method given: .* has 1 images of each class, and ipc is 2: give --ipc 1"):
+        planned("digits", ["given"], [2], {"preset": "smoke", "rank_folder": str(tmp_path / "images")})

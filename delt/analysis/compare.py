@@ -93,8 +93,9 @@ def entries(
     measured, best = _by_protocol(students), _by_protocol(replace(row, last=row.best) for row in students)
     squeezed, compared = (records[own].get(stage, {}).get("keys", {}) for stage in ("squeeze", "diversity"))
     config = configs[own]
+    part = f", {len(config.data.classes)} classes" if config.data.classes else ""
     size = f" at {config.data.size} px" if config.data.size else ""
-    about = {"run": run, "data": config.dataset + size, "fingerprint": squeezed.get("data_fingerprint", ""), "machine": machine}
+    about = {"run": run, "data": config.dataset + part + size, "fingerprint": squeezed.get("data_fingerprint", ""), "machine": machine}
     found = []
     for name, made_by in configs.items():
         entry = Entry(set=name, own=name == own, ipc=made_by.ipc, **about, **_cost(made_by, records[name], classes))

@@ -26,6 +26,7 @@ from delt.batch.notebook import NAME, RUN, NotebookError, execute, experiment, m
 from delt.batch.points import Point, Sweep, load_sweep
 from delt.batch.report import noted, read_sweep
 from delt.config import RunConfig, RuntimeConfig
+from delt.data.given import require_given
 from delt.data.load import require_files
 from delt.errors import ConfigError, DeltError, IntegrityError
 from delt.pipeline import Pipeline, check_names
@@ -102,6 +103,7 @@ def check(point: Point, folder: Path) -> None:
     try:
         check_names(point.config)
         require_files(point.config.dataset, point.config.data)
+        require_given(point.config.rank, point.config.ipc)
         config = replace(point.config, runtime=resolve(point.config.runtime))
         run = RunFolder(folder / RUN)
         if run.path.is_dir():

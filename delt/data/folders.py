@@ -54,12 +54,12 @@ def list_folder(spec: DatasetSpec, root: Path) -> Listing:
     """
     own = spec.name.startswith(OWN_FOLDER)
     place, train, test = find_parts(spec, root)
-    train_part = _read(place, train)
+    train_part = read_part(place, train)
     classes = tuple(train_part)
     _check_classes(spec, train, classes)
     if test is None:
         return Listing(place, classes, _files(train_part, classes), None)
-    test_part = _read(place, test)
+    test_part = read_part(place, test)
     _check_test(train, test, classes, tuple(test_part), all_classes=not own)
     return Listing(place, classes, _files(train_part, classes), _files(test_part, classes))
 
@@ -98,20 +98,29 @@ def _parts(spec: DatasetSpec, place: Path, own: bool) -> tuple[Path, Path | None
     return place, None
 
 
-def _read(root: Path, part: Path) -> Part:
-    """The classes of one part and their files."""
-    found = _annotated(part) if (part / ANNOTATIONS).is_file() else _by_folder(part)
+def read_part(root: Path, part: Path) -> Part:
+    """The classes of one part and their files, as paths below `root`.
+
+    Raises:
+        DataError: it has no classes, or one without images.
+    """
+    found = _annotated(part) if (part / ANNOTATIONS).is_file() else {name: sorted(_images(part / name)) for name in class_folders(part)}
     empty = [name for name, paths in found.items() if not paths]
     if empty:
         raise DataError(f"no images in {part / empty[0]}{_more(empty)}; add images or remove the folder")
     return {name: [path.relative_to(root).as_posix() for path in paths] for name, paths in found.items()}
 
 
-def _by_folder(part: Path) -> dict[str, list[Path]]:
+def class_folders(part: Path) -> list[str]:
+    """Names of the class folders in a part, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
     names = sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{part} holds no class folders; sort its images into one folder per class")
-    return {name: sorted(_images(part / name)) for name in names}
+    return names
 
 
 def _images(folder: Path) -> Iterator[Path]:

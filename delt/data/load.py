@@ -18,9 +18,9 @@ from torch import Tensor
 
 from delt.config import DataConfig
 from delt.data.facts import file_fingerprint, moments, spread, survey, tensor_fingerprint
-from delt.data.folders import Files, Listing, find_parts, list_folder
+from delt.data.folders import Files, Listing, class_folders, find_parts, list_folder
 from delt.data.images import DataInfo, Images, RealSet, TensorImages
-from delt.data.specs import OWN_FOLDER, DatasetSpec, spec_of
+from delt.data.specs import OWN_FOLDER, DatasetSpec, chosen, spec_of
 from delt.data.stream import StreamImages, spare_workers
 from delt.errors import DataError
 from delt.runtime import seed_of
@@ -36,7 +36,7 @@ def open_set(name: str, config: DataConfig, device: torch.device) -> RealSet:
     """Return the real data set of this name (see `delt.data.specs.DATASETS`; or `folder:PATH`).
 
     Raises:
-        ConfigError: no such data set.
+        ConfigError: no such data set, or a class that it does not have.
         DataError: its files are missing, damaged or not what the table says, or a download failed.
     """
     spec = spec_of(name)
@@ -71,7 +71,7 @@ def open_torchvision(spec: DatasetSpec, config: DataConfig, device: torch.device
 
 def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> RealSet:
     """A folder of image files, in the layout of ImageFolder or of Tiny-ImageNet."""
-    listing = list_folder(spec, data_root(spec, config))
+    listing = _listed(spec, config)
     files = (listing.train, listing.test) if listing.test else split(listing, config.val_fraction)
     channels, size = _image_shape(spec, config, listing.full(files[0]))
     workers = spare_workers()
@@ -82,6 +82,19 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     held = train.held(), test.held()
     facts = _info(spec, listing.classes, channels, size, held[0])
     return RealSet(facts, *held, tensor_fingerprint(facts.classes, ((part.pixels, part.labels) for part in held)))
+
+
+def _listed(spec: DatasetSpec, config: DataConfig) -> Listing:
+    """What lies in the data set's folder, of the classes that are wanted."""
+    listing = list_folder(spec, data_root(spec, config))
+    classes = chosen(spec.name, listing.classes, config.classes)
+    if classes == listing.classes:
+        return listing
+    place = [classes.index(name) if name in classes else -1 for name in listing.classes]
+    test = listing.test and _of_classes(listing.test, place)
+    if test is not None and not len(test):
+        raise DataError(f"the test part of {listing.root} has no image of {', '.join(classes)}: add some, or choose other classes")
+    return Listing(listing.root, classes, _of_classes(listing.train, place), test)
 
 
 def _image_shape(spec: DatasetSpec, config: DataConfig, paths: Sequence[str]) -> tuple[int, int]:
@@ -100,10 +113,10 @@ def shape_of(name: str, config: DataConfig) -> tuple[int, int, int]:
         DataError: the folder is not there, or holds no classes.
     """
     spec = spec_of(name)
-    size = config.size or spec.size
-    if spec.count is not None and spec.channels is not None and size is not None:
-        return spec.count, spec.channels, size
-    listing = list_folder(spec, data_root(spec, config))
+    size, count = config.size or spec.size, len(config.classes) or spec.count
+    if count is not None and spec.channels is not None and size is not None:
+        return count, spec.channels, size
+    listing = _listed(spec, config)
     return len(listing.classes), *_image_shape(spec, config, listing.full(listing.train))
 
 
@@ -112,10 +125,13 @@ def require_files(name: str, config: DataConfig) -> None:
 
     Raises:
         DataError: naming what was looked for, and where to get it.
+        ConfigError: a class that the data set does not have.
     """
     spec = spec_of(name)
     if spec.source == "folder":
-        find_parts(spec, data_root(spec, config))
+        _, train, _ = find_parts(spec, data_root(spec, config))
+        if config.classes:
+            chosen(spec.name, tuple(class_folders(train)), config.classes)
     elif spec.source == "torchvision" and not config.download:
         root = data_root(spec, config)
         if not any((root / folder).is_dir() for folder in spec.folders):
@@ -211,6 +227,13 @@ def split(listing: Listing, share: float) -> tuple[Files, Files]:
     return _pick(files, train), _pick(files, test)
 
 
+def _of_classes(files: Files, place: Sequence[int]) -> Files:
+    """Files by their new labels, those of -1 left out."""
+    rows = [(path, place[label]) for path, label in zip(files.paths, files.labels, strict=True) if place[label] >= 0]
+    rows.sort(key=lambda row: row[1])
+    return Files(tuple(path for path, _ in rows), tuple(label for _, label in rows))
+
+
 def _pick(files: Files, index: list[int]) -> Files:
     return Files(tuple(files.paths[i] for i in index), tuple(files.labels[i] for i in index))
 
@@ -219,18 +242,27 @@ def _pick(files: Files, index: list[int]) -> Files:
 
 
 def _info(spec: DatasetSpec, classes: tuple[str, ...], channels: int, size: int, train: Images) -> DataInfo:
-    """The table's facts; what it leaves open comes from the training images."""
+    """The table's facts; what it leaves open comes from the training images. Few classes are easy: the floor is above chance."""
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else moments(train)
-    floor = 150 / len(classes) if spec.floor is None else spec.floor
+    floor = min(95.0, max(spec.floor or 0.0, 150 / len(classes)))  # a table's floor is meant for all classes of the set
     return DataInfo(spec.name, classes, channels, size, mean, std, spec.flip, floor)
 
 
 def _tensor_set(spec: DatasetSpec, train: Labelled, test: Labelled, config: DataConfig, device: torch.device) -> RealSet:
-    classes, size = spec.classes or (), config.size or train[0].shape[-1]
-    parts = [(resized(pixels, size), labels) for pixels, labels in (train, test)]
+    classes, size = chosen(spec.name, spec.classes or (), config.classes), config.size or train[0].shape[-1]
+    parts = [(resized(pixels, size), labels) for pixels, labels in (_selected(part, spec.classes or (), classes) for part in (train, test))]
     held = [TensorImages(pixels.to(device), labels) for pixels, labels in parts]
     facts = _info(spec, classes, train[0].shape[1], size, held[0])
     return RealSet(facts, held[0], held[1], tensor_fingerprint(classes, parts))
+
+
+def _selected(part: Labelled, classes: tuple[str, ...], wanted: tuple[str, ...]) -> Labelled:
+    """The images of the wanted classes, their labels renumbered; the same tensors where all are wanted in their order."""
+    if wanted == classes:
+        return part
+    pixels, labels = part
+    place = torch.tensor([wanted.index(name) if name in wanted else -1 for name in classes])[labels]
+    return pixels[place >= 0], place[place >= 0]
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:

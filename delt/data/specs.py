@@ -214,6 +214,22 @@ _ROWS = (
 DATASETS: dict[str, DatasetSpec] = {row.name: row for row in _ROWS}
 
 
+def chosen(dataset: str, classes: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a run in label order: all of the data set, or those that are wanted, in the order in which they are named.
+
+    >>> chosen("digits", tuple("0123456789"), ("7", "1"))
+    ('7', '1')
+
+    Raises:
+        ConfigError: a name that is no class of the data set, with the nearest that is.
+    """
+    known = set(classes)
+    for name in wanted:
+        if name not in known:
+            raise unknown(f"class of {dataset}", name, classes)
+    return wanted or classes
+
+
 def spec_of(name: str) -> DatasetSpec:
     """The row of a data set's name, or of a user's own folder: `spec_of("folder:/home/me/birds")`.
 

@@ -60,7 +60,8 @@ class ScheduleExplorer(ipywidgets.VBox):
             raise ConfigError("iterations is 0, so there is no schedule to explore; give at least 1")
         self.out, self.dials, self.note = Path(out), Dials.of(self.base), ""
         self.speed: Speed | None = None
-        self.classes, self.counted = spec_of(self.base.dataset).count or 10, spec_of(self.base.dataset).count is not None
+        known = len(self.base.data.classes) or spec_of(self.base.dataset).count
+        self.classes, self.counted = known or 10, known is not None
         """Classes of the data set, and whether that is known: of an own folder ten are assumed until it has been read."""
         self.panels: list[RunPanel] = []
         self._quiet, self._turn = False, threading.RLock()  # the picture is of the dials, whichever thread brings it up to date

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from delt.config import FIDELITY, PRESETS, RunConfig, flatten, unflatten
-from delt.data.specs import DatasetSpec, spec_of
+from delt.data.specs import DatasetSpec, chosen, spec_of
 from delt.errors import ConfigError, unknown
 from delt.recipes import RECIPES, recipe_of
 from delt.schedule import plan
@@ -129,6 +129,11 @@ def with_earlylate(base: Method) -> Method:
     return Method(f"EarlyLate on: {base.title}", settings, tuple(name for name in base.locked if name not in SCHEDULE))
 
 
+def _given(spec: DatasetSpec) -> Flat:
+    """Nothing is chosen and nothing is optimised."""
+    return {"rank_keep": "given", "rank_crops": 0, "rank_factor": 1, "iterations": 0}
+
+
 _AS_THEY_ARE = ("rank_keep", "rank_crops", "rank_factor", "iterations")
 
 METHODS: dict[str, Method] = {
@@ -149,6 +154,7 @@ METHODS: dict[str, Method] = {
     "random": Method("randomly chosen real images: the control", _random, _AS_THEY_ARE),
     "herding": Method("real images whose mean feature is the class's: a control", _chosen("herding"), _AS_THEY_ARE),
     "kmeans": Method("the real image nearest to each of ipc cluster centres: a control", _chosen("kmeans"), _AS_THEY_ARE),
+    "given": Method("images from elsewhere, as they are", _given, _AS_THEY_ARE),
 }
 
 
@@ -182,7 +188,7 @@ def register(name: str, method: Method) -> None:
 
 
 CONTROLS: dict[str, Flat] = {
-    "random": {"method": "random", **_random(spec_of("digits"))},
+    "random": {"method": "random", "rank_folder": None, **_random(spec_of("digits"))},
     "start": {"iterations": 0},
     "one_sub_batch": {"sub_batches": 1},
 }
@@ -243,10 +249,15 @@ def completed(config: RunConfig) -> RunConfig:
     """Fill what follows from other settings (schedule, mirror, the method's own recipe) and check that all fit together.
 
     Raises:
-        ConfigError: an unknown recipe, or none of the method's own; a schedule that does not fit, or a setting that the method excludes.
+        ConfigError: an unknown recipe or class, or no recipe of the method's own; a schedule that does not fit, or a setting that the
+            method excludes.
     """
     _known("method", config.method, METHODS)
     spec, flat, row = spec_of(config.dataset), flatten(config), METHODS[config.method]
+    if spec.classes:
+        chosen(spec.name, spec.classes, config.data.classes)
+    if config.rank.folder and config.rank.keep != "given":
+        raise ConfigError(f"rank_folder is for method given, and method {config.method} makes its own images: leave it out")
     for name, value in row.settings(spec).items():
         if name in row.locked and flat[name] != value:
             raise ConfigError(

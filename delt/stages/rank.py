@@ -15,6 +15,7 @@ from delt.artifacts.teacher import Teacher
 from delt.config import RankConfig
 from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes, warp
+from delt.data.given import check_order, list_given
 from delt.data.images import RealSet, normalise
 from delt.errors import DataError
 from delt.runtime import Job, seed_of, settings, stream
@@ -29,15 +30,17 @@ def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job
 
     Args:
         config: `keep` says which; with `crops` the best-scored crop of each image stands for it; with `factor` f each
-            starting image is a collage of f x f patches (RDED, arXiv 2312.03526).
+            starting image is a collage of f x f patches (RDED, arXiv 2312.03526). `given` takes the images of `folder`.
 
     Raises:
-        DataError: a class has fewer candidates than are needed.
+        DataError: a class has fewer candidates than are needed; images from elsewhere are not those of this data set.
     """
     job = job or Job()
     info = real.info
     if config.keep == "noise":
         return Patches(ipc, None, ["noise"] * (ipc * len(info.classes)))
+    if config.keep == "given":
+        return _given(teacher, real, config, ipc, job)
     needed = ipc * config.factor**2
     candidates = [_candidates(real, label, needed, config, job.seed) for label in range(len(info.classes))]
     job.emit({"stage": "rank", "total": sum(map(len, candidates)) * max(1, config.crops), "unit": "patch"})
@@ -47,6 +50,23 @@ def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job
     columns = (torch.cat(column) for column in zip(*tables, strict=True))
     ranking = Ranking(info.classes, config.keep, config.factor, *columns)
     return render(ranking, real, ipc)
+
+
+@torch.no_grad()
+def _given(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int, job: Job) -> Patches:
+    """The images of a folder, whose class order the teacher confirms."""
+    given, card, seen = list_given(config.folder, real.info, ipc), teacher.card, []
+    images = given.images()
+    if note := given.changed():
+        job.emit({"message": note})
+    job.emit({"stage": "rank", "total": len(images), "unit": "img"})
+    teacher = teacher.to(job.device)
+    with settings(job.runtime):
+        for part in images.split(BATCH):
+            seen.append(teacher.logits(normalise(part.to(job.device), card.mean, card.std)).argmax(1).cpu())
+            job.emit({"stage": "rank", "done": len(part)})
+    job.emit({"message": check_order(given, torch.cat(seen))})
+    return Patches(ipc, images, list(given.paths))
 
 
 def medium_order(count: int) -> list[int]:
