@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from delt import storage
-from delt.analysis.compare import Entry, entries, merged
+from delt.analysis.compare import Entry, data_name, entries, merged
 from delt.analysis.table import rows, text
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import FILE as RANKING
@@ -102,7 +102,7 @@ class Run:
         config = self.config
         facts = [
             f"{self.path}",
-            f"{config.method} on {config.dataset}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
+            f"{config.method} on {data_name(config)}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
         ]
         records = sorted(RunFolder(self.path).records().items(), key=lambda item: ORDER.index(item[0]))
         done = [f"{stage} {record['seconds']:.1f} s" for stage, record in records]

@@ -521,6 +521,7 @@ def test_a_run_on_some_of_the_classes(started, tmp_path):
     config = tiny(data_classes="7,1,3", teacher_epochs=8)
     done = delt.run(config, tmp_path / "run", listener=quiet)
     assert done.classes == done.synthetic.classes == ("7", "1", "3") and len(done.synthetic) == 6
+    assert "delt on digits, 3 classes, 2 images per class" in done.describe()
     records = [RunFolder(run.path).records()["squeeze"]["keys"] for run in (done, started)]
     assert records[0]["data_classes"] == ["7", "1", "3"] and "data_classes" not in records[1]  # older runs go on
     assert records[0]["data_fingerprint"] != records[1]["data_fingerprint"]

@@ -93,9 +93,7 @@ def entries(
     measured, best = _by_protocol(students), _by_protocol(replace(row, last=row.best) for row in students)
     squeezed, compared = (records[own].get(stage, {}).get("keys", {}) for stage in ("squeeze", "diversity"))
     config = configs[own]
-    part = f", {len(config.data.classes)} classes" if config.data.classes else ""
-    size = f" at {config.data.size} px" if config.data.size else ""
-    about = {"run": run, "data": config.dataset + part + size, "fingerprint": squeezed.get("data_fingerprint", ""), "machine": machine}
+    about = {"run": run, "data": data_name(config), "fingerprint": squeezed.get("data_fingerprint", ""), "machine": machine}
     found = []
     for name, made_by in configs.items():
         entry = Entry(set=name, own=name == own, ipc=made_by.ipc, **about, **_cost(made_by, records[name], classes))
@@ -105,6 +103,13 @@ def entries(
     real = diversity.get("real", {}).get("mean")
     reference = Entry(set=FULL, own=False, cosine=real, features=compared.get("features", ""), **about)
     return found + [replace(reference, protocol=how, accuracy=kinds) for how, kinds in measured.get(FULL, {}).items()]
+
+
+def data_name(config: RunConfig) -> str:
+    """The data set of a run in words, with what was asked for besides: its classes are counted where they are not all, and its size."""
+    part = f", {len(config.data.classes)} classes" if config.data.classes else ""
+    size = f" at {config.data.size} px" if config.data.size else ""
+    return config.dataset + part + size
 
 
 def _cost(config: RunConfig, records: Records, classes: int) -> dict[str, Any]:
