@@ -172,7 +172,7 @@ def check_order(given: Given, seen: Tensor) -> str:
         seen: int64 [K * ipc], the teacher's classes.
 
     Raises:
-        DataError: numbered folders are in another order than the classes; the message names the first and its class.
+        DataError: numbered folders are in another order than the classes; the message names the clearest one and its class.
     """
     classes, labels = given.info.classes, given.labels()
     order, best = best_order(labels, seen, len(classes))
@@ -180,7 +180,8 @@ def check_order(given: Given, seen: Tensor) -> str:
     chance = max(best_order(labels, torch.randint(len(classes), seen.shape, generator=guessed), len(classes))[1] for _ in range(DRAWS))
     if best < max(agree + MARGIN, 2 * agree, chance + MARGIN):
         return f"images from {given.root}: {agree:.1f} % are what their folder says, as the teacher sees them"
-    label = next(label for label, other in enumerate(order) if label != other and bool(((labels == label) & (seen == other)).any()))
+    hits = labels[torch.tensor(order)[labels] == seen].bincount(minlength=len(classes)).tolist()
+    label = max((label for label, other in enumerate(order) if label != other), key=lambda label: hits[label])
     found = (
         f"class order: folder {given.folders[label]} looks like class {classes[order[label]]!r} and not {classes[label]!r} "
         f"({best:.0f} % of the images agree in the best order, {agree:.0f} % as given)"
