@@ -67,7 +67,7 @@ def test_every_combination_is_valid(dataset, method, preset):
         ({"ipc": "five"}, "ipc is 'five'"),
         ({"data_classes": ["1"]}, "data_classes is 1; allowed are two classes or more"),
         ({"dataset": "cifar10", "data_classes": "cat,hors"}, "unknown class of cifar10 'hors': did you mean 'horse'"),
-        ({"rank_folder": "/images"}, "rank_folder is for method given, and method delt makes its own images"),
+        ({"rank_folder": "/images"}, "rank_folder is for rank_keep given, and it is medium: leave it out, or choose method given"),
         ({"method": "given", "iterations": 10}, "method given means 0"),
         ({"method": "given", "rank_keep": "random"}, "method given means 'given'"),
     ],

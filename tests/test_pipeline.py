@@ -549,3 +549,14 @@ def test_some_classes_of_a_folder_of_ones_own_from_images_to_scores(tmp_path):
     done = delt.run(config, tmp_path / "run", listener=quiet)
     assert done.classes == ("cow", "ape") and sorted(path.name for path in (done.path / "synthetic").iterdir()) == ["0000_cow", "0001_ape"]
     assert done.config.data.classes == ("cow", "ape")  # config.json says it, too
+
+
+def test_given_images_may_be_optimised_further_with_earlylate(started, tmp_path):
+    folder = written(started, tmp_path / "images", list("0123456789"))
+    config = tiny(rank_keep="given", rank_folder=str(folder), teacher_epochs=8, ipc=4, evaluate_controls=["start", "random"])
+    done = delt.run(config, tmp_path / "run", listener=quiet)
+    assert torch.equal(done.controls["start"].synthetic.images, started.synthetic.images)
+    assert (
+        not torch.equal(done.synthetic.images, started.synthetic.images)
+        and done.synthetic.source == done.controls["start"].synthetic.source
+    )

@@ -257,7 +257,7 @@ def completed(config: RunConfig) -> RunConfig:
     if spec.classes:
         chosen(spec.name, spec.classes, config.data.classes)
     if config.rank.folder and config.rank.keep != "given":
-        raise ConfigError(f"rank_folder is for method given, and method {config.method} makes its own images: leave it out")
+        raise ConfigError(f"rank_folder is for rank_keep given, and it is {config.rank.keep}: leave it out, or choose method given")
     for name, value in row.settings(spec).items():
         if name in row.locked and flat[name] != value:
             raise ConfigError(
