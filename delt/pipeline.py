@@ -486,5 +486,13 @@ def check_names(config: RunConfig) -> None:
         TeacherError: a teacher without BatchNorm layers.
     """
     spec = spec_of(config.dataset)
-from delt.config import RunConfig, TeacherConfig, flatten
-from delt.data.given import list_given
+    classes, channels, size = len(config.data.classes) or spec.count or 2, spec.channels or 3, config.data.size or spec.size or 64
+    for arch, width in (named(name) for name in {*config.evaluate.students, config.evaluate.features} - {"teacher"}):
+        build(arch, classes, channels, size, width)
+    for name, own in backbones(config.teacher).items():
+        model = build(own.arch, classes, channels, size, own.width)
+        if not has_batchnorm(model):
+            which = f"teacher_arch {own.arch}" if name == "teacher" else f"{name} of teacher_others"
+            raise TeacherError(f"{which} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
+        if config.recover.stages > 1 and config.recover.small_side < 1:
+            require_side(model, own.arch, channels, max(1, round(size * config.recover.small_side)))
