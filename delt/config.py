@@ -270,7 +270,7 @@ class RunConfig(Section):
     dataset: str = option("digits", "data set (`delt datasets` lists them) or folder:PATH")
     method: str = option("delt", "distillation method")
     ipc: int = option(10, "synthetic images per class", low=1)
-    preset: str = option("paper", "starting point for everything that is not given", choices=("paper", "demo", "smoke"))
+    preset: str = option("paper", "starting point for everything that is not given (demo for digits)", choices=("paper", "demo", "smoke"))
     fidelity: str = option(
         "fixed", "strict: the published recover arithmetic, quirks and all; fixed: repaired", choices=("strict", "fixed")
     )

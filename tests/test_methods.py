@@ -11,7 +11,9 @@ from delt.methods import CONTROLS, METHODS, Method, changed, configure, control_
 
 
 def test_order_preset_method_fidelity_user():
-    assert configure("digits").recover.iterations == 4000  # the fields' own defaults
+    assert configure("cifar10").recover.iterations == 4000  # the fields' own defaults
+    assert configure("digits") == configure("digits", preset="demo")  # no paper has a protocol for it
+    assert configure("digits", preset="paper").recover.iterations == 4000
     assert configure("digits").teacher.pad == 1  # what suits the data set
     assert configure("digits", preset="demo").recover.iterations == 400
     assert configure("digits", preset="demo", method="random").recover.iterations == 0  # the method beats the preset

@@ -46,6 +46,7 @@ class DatasetSpec:
     hint: str = ""  # where to get it
     words: tuple[str, ...] | None = None  # what `classes` mean, where those are identifiers
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)  # flat settings that suit this set
+    preset: str = "paper"  # where none is given
 
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -123,6 +124,7 @@ _ROWS = (
         # 8 px: a shift of one pixel is large, a crop of 8 % is two pixels wide; the loss weights were chosen on a
         # split of the training set (benchmarks/LOG.md)
         defaults={"teacher_pad": 1, "recover_bn_weight": 3.0, "recover_lr": 0.1, "recover_min_crop": 0.3},
+        preset="demo",  # no paper has a protocol for it
         hint="inside the scikit-learn package",
     ),
     # Standard deviations over all pixels. The often copied (.2023, .1994, .2010) of CIFAR-10 is the mean of the

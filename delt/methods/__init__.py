@@ -204,18 +204,18 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
         ConfigError: an unknown name (with the nearest), a wrong type or range, or settings that do not fit together.
     """
     given = {name: value for name, value in {"dataset": dataset, **given}.items() if value is not None}
-    chosen = {name: given.get(name, default) for name, default in SELECTORS.items()}
-    _refuse_senseless(chosen["method"])
-    for name, table in (("method", METHODS), ("preset", PRESETS), ("fidelity", FIDELITY)):
-        _known(name, chosen[name], table)
     if not isinstance(dataset, str):
         raise ConfigError(f"dataset is {dataset!r}; allowed is a name or folder:PATH")
     spec = spec_of(dataset)
+    chosen = {name: given.get(name, default) for name, default in {**SELECTORS, "preset": spec.preset}.items()}
+    _refuse_senseless(chosen["method"])
+    for name, table in (("method", METHODS), ("preset", PRESETS), ("fidelity", FIDELITY)):
+        _known(name, chosen[name], table)
     preset = dict(PRESETS[chosen["preset"]])
     if "teacher_arch" in given:
         preset.pop("teacher_width", None)  # it was chosen for the preset's own architecture
     own = _as_short(preset, METHODS[chosen["method"]].settings(spec))
-    layers = [spec.defaults, preset, own, FIDELITY[chosen["fidelity"]], given]
+    layers = [{"preset": chosen["preset"]}, spec.defaults, preset, own, FIDELITY[chosen["fidelity"]], given]
     return completed(unflatten({name: value for layer in layers for name, value in layer.items()}))
 
 
