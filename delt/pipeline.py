@@ -43,7 +43,7 @@ from delt.results import Run, load
 from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, reset_peak, resolve, settings
 from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_tasks
 from delt.stages.rank import rank, render
-from delt.stages.recover import recover
+from delt.stages.recover import recover, small_side
 from delt.stages.relabel import relabel
 from delt.stages.squeeze import backbones, check_strength, make_teacher, remember
 
@@ -494,5 +494,5 @@ def check_names(config: RunConfig) -> None:
         if not has_batchnorm(model):
             which = f"teacher_arch {own.arch}" if name == "teacher" else f"{name} of teacher_others"
             raise TeacherError(f"{which} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
-        if config.recover.stages > 1 and config.recover.small_side < 1:
-            require_side(model, own.arch, channels, max(1, round(size * config.recover.small_side)))
+        if config.recover.stages > 1 and (config.data.size or spec.size):
+            require_side(model, own.arch, channels, small_side(size, config.recover))

@@ -309,7 +309,8 @@ def test_delt_with_one_sub_batch_is_cda_on_its_start_and_grouping(fidelity, tmp_
 
     small = {"preset": "smoke", "ipc": 3, "iterations": 6, "workers": 1, "fidelity": fidelity}
     cda = configure("digits", method="cda", **small)
-    same = {"rank_keep": "noise", "recover_grouping": "mixed", "recover_jitter": cda.recover.jitter, "sub_batches": 1}
+    same = {"rank_keep": "noise", "recover_grouping": "mixed", "sub_batches": 1}
+    same |= {"recover_jitter": cda.recover.jitter, "recover_bn_weight": cda.recover.bn_weight}
     as_delt = configure("digits", method="delt", **small, **same)
     made = [delt.run(config, tmp_path / config.method, until="recover", listener=lambda event: None) for config in (cda, as_delt)]
     assert torch.equal(made[0].synthetic.images, made[1].synthetic.images)

@@ -42,14 +42,15 @@ def _sre2l(spec: DatasetSpec) -> Flat:
     own = {
         "tiny-imagenet": {"recover_lr": 0.1, "recover_bn_weight": 1.0},
         "cifar100": {"recover_min_crop": 1.0, "recover_flip": False, "iterations": 1000},
+        "digits": {"recover_bn_weight": 0.1},  # of five values on a split of the training set, as for every method there
     }
     return {**_from_noise(spec), "recover_curriculum": "none", **own.get(spec.name, {})}
 
 
 def _cda(spec: DatasetSpec) -> Flat:
     """Published settings: ImageNet-1K lr .25, bn .01, jitter 32; Tiny-ImageNet lr .4, bn .05, jitter 4 (arXiv 2311.18838)."""
-    tiny = {"recover_lr": 0.4, "recover_bn_weight": 0.05} if spec.name == "tiny-imagenet" else {}
-    return {**_from_noise(spec), **tiny}
+    own = {"tiny-imagenet": {"recover_lr": 0.4, "recover_bn_weight": 0.05}, "digits": {"recover_bn_weight": 0.03}}
+    return {**_from_noise(spec), **own.get(spec.name, {})}
 
 
 def _from_noise(spec: DatasetSpec) -> Flat:
@@ -90,7 +91,7 @@ def _gvbsm(spec: DatasetSpec) -> Flat:
             "recover_average": 0.4,
             "recover_jitter": 32,
         }
-    lr = {"recover_lr": 0.05, "recover_jitter": 32} if size >= 32 else {"recover_jitter": 1}  # tiny digits: their own rate
+    lr = {"recover_lr": 0.05, "recover_jitter": 32} if size >= 32 else {"recover_bn_weight": 0.3, "recover_jitter": 1}  # digits: own rate
     others = ["convnet3", "mobilenet_v2", "shufflenet_v2_x0_5"]
     return {**common, **lr, "teacher_others": others, "recover_average": 0.8, "recover_drop": 0.4, "recover_pad": max(1, size // 8)}
 
@@ -99,15 +100,15 @@ def _fadrm(spec: DatasetSpec) -> Flat:
     """Published settings (NeurIPS 2025): median patches, 4 x 500 iterations at 200 and 224 px in turn (small sets at their own
     size), lr .25; Imagenette lr .05; Tiny-ImageNet 2 x 500, lr .01.
     """
-    size = spec.size or 224
     own = {"tiny-imagenet": {"iterations": 1000, "recover_stages": 2, "recover_lr": 0.01}, "imagenette": {"recover_lr": 0.05}}
+    own |= {"digits": {"recover_bn_weight": 1.0}}
     return {
         **_from_noise(spec),
         "rank_keep": "medium",
         "recover_curriculum": "none",
         "iterations": 2000,
         "recover_stages": 4,
-        "recover_small_side": 200 / 224 if size > 64 else 1.0,
+        "recover_small_side": 200 / 224 if (spec.size or 0) > 64 else 1.0,  # an own folder's size is not known yet
         **own.get(spec.name, {}),
     }
 

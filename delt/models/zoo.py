@@ -191,12 +191,13 @@ def _fit_channels(conv: nn.Conv2d, channels: int) -> None:
 
 def _try_out(model: nn.Module, arch: str, channels: int, size: int) -> None:
     """One image through the network: some cannot take small images, and only their forward pass knows it."""
+    training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, channels, size, size))
+            model.eval()(next(model.parameters()).new_zeros(1, channels, size, size))
     except (RuntimeError, ValueError) as error:
         raise _wrong_size(arch, size, error) from error
-    model.train()
+    model.train(training)
 
 
 def _wrong_size(arch: str, size: int, error: Exception) -> ConfigError:

@@ -40,6 +40,7 @@ from delt.densification import densification
 from delt.errors import ConfigError, DeltError, Stopped, unknown
 from delt.grouping import Group, make_groups, packs
 from delt.models.statistics import StatisticsMatch, patch_side
+from delt.models.zoo import require_side
 from delt.runtime import Emit, Job, autocast, device_of, laid_out, resolve, settings, stream
 from delt.schedule import Schedule, learning_rate, plan, smallest_crop
 
@@ -73,6 +74,9 @@ def recover(
     teachers = (teacher, *others)
     if config.match == "bn+conv" and not all(one.convolutions for one in teachers):
         raise ConfigError("recover_match is bn+conv, but a teacher remembers no convolutions: call squeeze.remember(teacher, real)")
+    if config.stages > 1:
+        for one in teachers:
+            require_side(one.model, one.card.arch, one.card.channels, small_side(one.card.size, config))
     if not schedule.iterations:
         return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
     groups = make_groups(
@@ -95,6 +99,11 @@ def recover(
     synthetic = _collect(teacher, patches, schedule, done, images, job.seed)
     complete = all(done[group] == group.schedule.iterations for group in groups)
     return replace(synthetic, complete=complete, snapshots=_snapshots(tasks, units, schedule))
+
+
+def small_side(size: int, config: RecoverConfig) -> int:
+    """Pixels per side of the images in the small stages, of a set of this size."""
+    return max(1, round(size * config.small_side))
 
 
 def recorded_classes(config: RecoverConfig, teacher: Teacher, images: int) -> frozenset[int]:
@@ -319,7 +328,7 @@ class Step:
     def side(self, t: int) -> int:
         """Pixels per side of the images at iteration t: every other stage is small, the last is full."""
         size, left = self.card.size, len(self.stages) - bisect(self.stages, t)
-        return max(1, round(size * self.config.small_side)) if left % 2 else size
+        return small_side(size, self.config) if left % 2 else size
 
     def enter_stage(self, state: State) -> None:
         """Where a stage begins: resize the images, blend those in work with their start, and forget Adam's moments (FADRM)."""
