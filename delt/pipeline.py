@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +31,12 @@ from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, TeacherConfig, flatten
 from delt.data.given import list_given
-from delt.data.images import RealSet
+from delt.data.images import DataInfo, RealSet
 from delt.data.load import open_set, require_images
 from delt.data.specs import OWN_FOLDER, spec_of
-from delt.errors import IntegrityError, RunError, Stopped, TeacherError, unknown
+from delt.errors import ConfigError, IntegrityError, RunError, Stopped, TeacherError, unknown
 from delt.methods import control_of
-from delt.models.zoo import build, has_batchnorm, named, require_side
+from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
 from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
 from delt.results import Run, load
@@ -122,6 +122,7 @@ class Pipeline:
         require_images(self.real, self.config.ipc * tiles)
         if self.config.rank.keep == "given" and "recover" not in self.folder.records():
             list_given(self.config.rank.folder, self.real.info, self.config.ipc).images()  # a bad file is met before the teacher is trained
+        check_stages(self.config, self.real.info)
         self.write_config()
         teachers = self.squeeze()
         parts = [self, *(self.controls(teachers) if "evaluate" in stages else [])]
@@ -170,9 +171,10 @@ class Pipeline:
         keys, wanted = self.squeeze_keys(), backbones(self.config.teacher)
         how = dict.fromkeys(wanted, "standing")
         if not self.folder.standing("squeeze", keys):
-            with self.stage("squeeze", keys) as (job, files):
+            places = {name: self.cache_key(config) for name, config in wanted.items()}
+            with self.alone(places.values()), self.stage("squeeze", keys) as (job, files):
                 for name, config in wanted.items():
-                    teacher, how[name] = self.squeezed(config, replace(job, work=job.work and job.work / name))
+                    teacher, how[name] = self.squeezed(config, places[name], replace(job, work=job.work and job.work / name))
                     path = teacher.save(self.folder.path / "teachers", name)
                     files += [path, path.with_suffix(".json")]
         teachers = tuple(Teacher.load(self.folder.path / "teachers" / f"{name}.safetensors") for name in wanted)
@@ -183,19 +185,29 @@ class Pipeline:
             check_strength(card, self.real, config)
         return teachers
 
-    def squeezed(self, config: TeacherConfig, job: Job) -> tuple[Teacher, str]:
-        """One teacher, and where it came from."""
+    def cache_key(self, config: TeacherConfig) -> str:
+        """What one teacher depends on."""
         flat = flatten(replace(self.config, teacher=config))
         causes = {name: flat[name] for name in self.squeeze_keys() if name in flat and name != "teacher_others"}
         causes |= {"data_fingerprint": self.real.fingerprint, "torch": machine(self.config.runtime)["torch"]}
-        key = cache.key_of(**causes, **self.machine_keys())
-        with cache.alone(key, lambda: self.emit({"message": "another run trains the same teacher: waiting for it"})):
-            if config.weights == "train" and (cached := cache.load_teacher(key)):
-                return cached, "from the cache"
-            teacher = make_teacher(self.real, config, job)
-            if config.weights == "train":
-                cache.keep_teacher(key, teacher)
-            return teacher, teacher.card.source
+        return cache.key_of(**causes, **self.machine_keys())
+
+    @contextmanager
+    def alone(self, keys: Iterable[str]) -> Iterator[None]:
+        """Keep other runs from making the same teachers; in one order for all runs, so that none waits for another in a circle."""
+        with ExitStack() as stack:
+            for key in sorted(keys):
+                stack.enter_context(cache.alone(key, lambda: self.emit({"message": "another run trains the same teacher: waiting for it"})))
+            yield
+
+    def squeezed(self, config: TeacherConfig, key: str, job: Job) -> tuple[Teacher, str]:
+        """One teacher, and where it came from."""
+        if config.weights == "train" and (cached := cache.load_teacher(key)):
+            return cached, "from the cache"
+        teacher = make_teacher(self.real, config, job)
+        if config.weights == "train":
+            cache.keep_teacher(key, teacher)
+        return teacher, teacher.card.source
 
     def synthesis(self, teachers: Teachers, stages: tuple[str, ...]) -> None:
         """Rank, recover and relabel, as far as they are wanted and do not stand."""
@@ -223,7 +235,9 @@ class Pipeline:
         """Optimise the images and write them with their history."""
         with self.stage("recover", self.recover_keys(teachers)) as (job, files):
             if self.config.recover.match == "bn+conv" and self.config.recover.iterations:
-                teachers = tuple(remember(teacher, self.real, job) for teacher in teachers)
+                for teacher in teachers:
+                    if not teacher.convolutions:  # a control finds them remembered
+                        remember(teacher, self.real, job)
             synthetic = recover(teachers[0], patches, self.config.recover, job, teachers[1:])
             if not synthetic.complete:
                 self.keep_partial(synthetic)
@@ -246,6 +260,7 @@ class Pipeline:
     def relabel(self, teachers: Teachers) -> None:
         """Store soft labels where they are stored."""
         keys = self.identity() | self.keys(prefix="relabel_")
+        keys |= self.keys("evaluate_recipe") if self.config.relabel.mode == "stored" else {}
         if self.stands("relabel", keys):
             return
         with self.stage("relabel", keys) as (job, files):
@@ -494,5 +509,17 @@ def check_names(config: RunConfig) -> None:
         if not has_batchnorm(model):
             which = f"teacher_arch {own.arch}" if name == "teacher" else f"{name} of teacher_others"
             raise TeacherError(f"{which} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
-        if config.recover.stages > 1 and (config.data.size or spec.size):
-            require_side(model, own.arch, channels, small_side(size, config.recover))
+        if name != "teacher" and own.weights != "train" and (own.arch in CONVNETS or own.width):
+            raise ConfigError(f"teacher_weights {own.weights} holds for teacher_others, too, and {name} has no published weights")
+
+
+def check_stages(config: RunConfig, info: DataInfo) -> None:
+    """Refuse teachers that cannot take the images of the small stages.
+
+    Raises:
+        ConfigError: naming the network and the size.
+    """
+    if config.recover.iterations and config.recover.stages > 1:
+        for own in backbones(config.teacher).values():
+            model = build(own.arch, len(info.classes), info.channels, info.size, own.width)
+            require_side(model, own.arch, info.channels, small_side(info.size, config.recover))

@@ -134,31 +134,29 @@ _COMMON = Recipe(
     smallest_crop=0.5,
 )
 
+_RATES = {"mobilenet_v2": 2.5e-3, "efficientnet_b0": 2e-3, "vgg11": 5e-4, "alexnet": 1e-4, "vit_b_16": 1e-4, "swin_v2_t": 1e-4}
+# Published for a teacher of three layers, too; with others nothing was.
+_CIFAR100_CONVNET = Case({"lr_of": {**_RATES, "convnet3": 2e-3}, "batch_of": {"convnet3": 25}}, datasets=("cifar100",))
+
 _DELT = Recipe(  # VILA-Lab/DELT, evaluation scripts; methods of arXiv 2411.19946
     name="paper:delt",
     epochs=300,
     batches={10: (10, 50, 100), 100: (20, 100, 200), 200: (100, 100, 100), 1000: (20, 100, 200)},
     half_batch=(("resnet101", 100), ("resnet101", 1000)),
-    lr_of={
-        "mobilenet_v2": 2.5e-3,
-        "efficientnet_b0": 2e-3,
-        "vgg11": 5e-4,
-        "alexnet": 1e-4,
-        "vit_b_16": 1e-4,
-        "swin_v2_t": 1e-4,
-    },
+    lr_of=_RATES,
     slowdown=2.0,
     randaugment=True,
     double_forward=True,
     report="best",
     full_epochs=200,
+    cases=(_CIFAR100_CONVNET,),
 )
 
 _RDED = Recipe(  # LINs-lab/RDED, argument.py and validation/; arXiv 2312.03526
     name="paper:rded",
     epochs=_DELT.epochs,
     batches=_DELT.batches,
-    lr_of=_DELT.lr_of,
+    lr_of=_RATES,
     slowdown=2.0,
     shuffle=2,
     smallest_crop=0.5,
@@ -169,8 +167,7 @@ _RDED = Recipe(  # LINs-lab/RDED, argument.py and validation/; arXiv 2312.03526
     full_epochs=200,
     cases=(
         Case({"shuffle": 1, "smallest_crop": 1.0}, max_size=64),
-        # published for a teacher of three layers, too; with others nothing was
-        Case({"lr_of": {**_DELT.lr_of, "convnet3": 2e-3}, "batch_of": {"convnet3": 25}}, datasets=("cifar100",)),
+        _CIFAR100_CONVNET,
     ),
 )
 

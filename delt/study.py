@@ -94,11 +94,14 @@ def _own_recipes(given: dict[str, Any]) -> bool:
 
 
 def _for(method: str, dataset: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that concern a method: no schedule where nothing is optimised, a folder of images where they are given."""
+    """The settings that concern a method: a schedule where it optimises, a folder where its images are given, more teachers where it
+    has several.
+    """
     row = METHODS.get(method)
     if row is None:
         return given
     settings = row.settings(spec_of(dataset))
     without = {"iterations", *SCHEDULE} if settings.get("iterations") == 0 else set()
     without |= {"rank_folder"} if settings.get("rank_keep") != "given" else set()
+    without |= {"teacher_others"} if not settings.get("teacher_others") else set()
     return {name: value for name, value in given.items() if name not in without}

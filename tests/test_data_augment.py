@@ -13,7 +13,18 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from delt.data import augment
-from delt.data.augment import Mix, axis_operator, cutmix, draw_boxes, mixup, pad_crop, random_resized_crop, shuffle_patches, warp
+from delt.data.augment import (
+    Mix,
+    axis_operator,
+    cutmix,
+    draw_boxes,
+    enlarger,
+    mixup,
+    pad_crop,
+    random_resized_crop,
+    shuffle_patches,
+    warp,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -194,6 +205,22 @@ def test_shuffled_patches_are_strips_that_changed_places(size: int, parts: int, 
     assert all(len(found) == 1 for found in seen)  # each image is one of the orders ..
     counts = {order: sum(found == [order] for found in seen) for order in table}
     assert all(15 < number < 80 for number in counts.values())  # .. and each order is as likely
+
+
+@pytest.mark.parametrize("offset", [(0, 0), (3, -2), (-4, 4), (8, 0)])
+def test_what_lies_outside_the_image_is_zero(offset: tuple[int, int]) -> None:
+    image = torch.rand(2, 8, 8, generator=generator())
+    starts, whole = torch.tensor(offset), torch.tensor([8])
+    found = warp(image, axis_operator(starts[:1], whole, 8)[0], axis_operator(starts[1:], whole, 8)[0])
+    padded = torch.nn.functional.pad(image, [8] * 4)
+    assert torch.equal(found, padded[:, 8 + offset[0] : 16 + offset[0], 8 + offset[1] : 16 + offset[1]])
+
+
+@pytest.mark.parametrize(("size", "side"), [(1, 4), (5, 8), (7, 16), (8, 8), (3, 4)])
+def test_enlarging_is_bilinear(size: int, side: int) -> None:
+    image = torch.rand(1, 2, size, size, generator=generator())
+    expected = torch.nn.functional.interpolate(image, (side, side), mode="bilinear", align_corners=False)
+    assert torch.allclose(warp(image, enlarger(size, side), enlarger(size, side)), expected, atol=1e-6)
 
 
 def test_one_patch_is_the_image() -> None:

@@ -251,12 +251,37 @@ def test_a_short_preset_shortens_a_method_and_shrinks_its_teachers():
 
 
 def test_stages_and_statistics_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match=r"recover_stages is 30 with 20 iterations; allowed are 1 to 20"):
-        configure("digits", preset="smoke", recover_stages=30)
-    with pytest.raises(ConfigError, match="bn.conv knows patches of the full size alone: give recover_small_side 1"):
-        configure("imagenet-1k", method="gvbsm", recover_stages=2, recover_small_side=0.9)
-    with pytest.raises(ConfigError, match="recover_match is 'bn', and method gvbsm means 'bn.conv'"):
-        configure("digits", method="gvbsm", recover_match="bn")
+    for settings, message in (
+        (
+            {"preset": "smoke", "recover_stages": 30},
+            "20 iterations do not make 30 stages: give at least 30 iterations, or",
+        ),
+        ({"method": "fadrm", "iterations": 3}, "3 iterations do not make 4 stages: give at least 4 iterations"),
+        ({"method": "gvbsm", "recover_small_side": 0.9}, "bn.conv knows patches of the full size alone: give recover_small_side 1"),
+        ({"method": "gvbsm", "recover_match": "bn"}, "recover_match is 'bn', and method gvbsm means 'bn.conv'"),
+        ({"method": "gvbsm", "recover_grouping": "mixed"}, "recover_grouping is 'mixed', and method gvbsm means 'class'"),
+        ({"method": "cda", "recover_densify": 1.0}, "recover_densify needs several images of a class in a group"),
+        ({"recover_drop": 0.4}, "recover_match bn has none: leave it out, or give recover_match bn.conv"),
+        ({"rank_keep": "given", "rank_factor": 2}, "takes whole images as they are: leave out rank_crops and rank_factor"),
+        ({"recover_record_classes": "3,11"}, "unknown class of digits to record '11'"),
+        ({"data_classes": "1,2", "recover_record_classes": "3"}, "unknown class of digits to record '3'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            configure("digits", **settings)
+
+
+def test_no_network_teaches_twice_where_it_was_not_asked_for():
+    assert configure("cifar10", method="gvbsm", teacher_arch="convnet3").teacher.others == ("mobilenet_v2", "shufflenet_v2_x0_5")
+    assert configure("cifar10", method="gvbsm", teacher_arch="convnet3", teacher_width=128).teacher.others[0] == "mobilenet_v2"
+    assert configure("cifar10", method="gvbsm", teacher_arch="convnet3", teacher_width=64).teacher.others[0] == "convnet3"
+    assert configure("digits", method="gvbsm", teacher_arch="convnet4", teacher_width=32).teacher.others == ("resnet18-w16",)
+
+
+def test_rows_follow_the_size_that_a_set_is_used_in():
+    assert configure("tiny-imagenet", method="rded", data_size=128).rank.factor == 2
+    assert configure("imagenette", method="rded", data_size=64).rank.factor == 1
+    assert configure("folder:/anywhere", method="gvbsm", data_size=32).recover.pad == 4
+    changed(configure("imagenette", method="rded", data_size=64), {"seed": 3})
 
 
 @pytest.mark.parametrize("base", ["sre2l", "cda"])

@@ -560,3 +560,88 @@ def test_given_images_may_be_optimised_further_with_earlylate(started, tmp_path)
         not torch.equal(done.synthetic.images, started.synthetic.images)
         and done.synthetic.source == done.controls["start"].synthetic.source
     )
+
+
+# ---------------------------------------------------------------- several teachers
+
+
+def several(**given):
+    return tiny(**{"method": "gvbsm", "sub_batches": None, "evaluate_controls": ["random", "start"], "rank_keep": "medium", **given})
+
+
+def test_several_teachers_have_files_of_their_own_in_the_run_and_its_controls(tmp_path):
+    messages = []
+    done = delt.run(several(), tmp_path / "a", listener=lambda event: messages.append(event.get("message")))
+    for folder in (done.path, *(control.path for control in done.controls.values())):
+        assert sorted(path.name for path in (folder / "teachers").glob("*.safetensors")) == [
+            "convnet4-w8.safetensors",
+            "teacher.safetensors",
+        ]
+    assert sorted(done.controls) == ["random", "start"] and done.manifest["complete"]
+    assert [message.split("(")[0].strip() for message in messages if message] == [
+        "teacher: convnet3 of width 8",
+        "teacher: convnet4 of width 8",
+    ]
+    assert done.teacher.card.arch == "convnet3"
+    messages.clear()
+    other = delt.run(several(method="delt+gvbsm"), tmp_path / "b", listener=lambda event: messages.append(event.get("message")))
+    assert [message for message in messages if message and "cache" not in message] == [], "both are cached, each on its own"
+    assert not torch.equal(other.synthetic.images, done.synthetic.images)
+
+
+def test_a_run_with_several_teachers_ends_with_the_same_bits_after_a_stop(tmp_path):
+    whole = delt.run(several(checkpoint_seconds=0.0), tmp_path / "whole", listener=quiet)
+    for number in (3, 8, 20):
+        count = [0]
+
+        def stop(event, count=count, number=number):
+            count[0] += 1
+            if count[0] == number:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            delt.run(several(checkpoint_seconds=0.0), tmp_path / f"stopped{number}", listener=stop)
+        again = delt.run(several(checkpoint_seconds=0.0), tmp_path / f"stopped{number}", listener=quiet)
+        assert content(again.path) == content(whole.path)
+
+
+def test_all_label_where_the_recipe_asks_all(tmp_path):
+    config = several(evaluate_recipe="paper", relabel_mode="stored", relabel_epochs=1)
+    stored = delt.run(config, tmp_path / "a", listener=quiet)
+    assert stored.config.evaluate.recipe == "paper:gvbsm"
+    alone = replace(config, evaluate=replace(config.evaluate, recipe="paper:delt"))
+    with pytest.raises(RunError, match="relabel of another configuration .evaluate_recipe: was paper:gvbsm, now paper:delt"):
+        delt.run(alone, tmp_path / "a", listener=quiet)
+    from safetensors.torch import load_file
+
+    teachers = [Teacher.load(tmp_path / "a" / "teachers" / f"{name}.safetensors") for name in ("teacher", "convnet4-w8")]
+    labels = delt.relabel(teachers[0], stored.synthetic, config.relabel, delt.Job(config.seed), "paper:gvbsm", (teachers[1],))
+    found = load_file(tmp_path / "a" / "soft_labels.safetensors")["logits"]
+    assert torch.equal(found, labels.logits)
+    assert not torch.equal(found, delt.relabel(teachers[0], stored.synthetic, config.relabel, delt.Job(config.seed), "paper:gvbsm").logits)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"teacher_others": "vit_b_16"}, TeacherError, "vit_b_16 of teacher_others has no BatchNorm layers"),
+        ({"teacher_others": "convnt4"}, DeltError, "unknown architecture 'convnt4'"),
+        ({"teacher_others": "convnet3-w8"}, DeltError, "which is teacher_arch already"),
+        (
+            {"teacher_others": "convnet4-w8", "teacher_weights": "IMAGENET1K_V1", "teacher_arch": "resnet18"},
+            DeltError,
+            "no published weights",
+        ),
+        ({"recover_stages": 2, "recover_small_side": 0.9}, DeltError, "convnet3 cannot take images of 7 x 7 pixels"),
+    ],
+)
+def test_teachers_that_cannot_be_are_refused_before_any_is_trained(tmp_path, given, error, message):
+    with pytest.raises(error, match=message):
+        delt.run(tiny(**given), tmp_path / "a", listener=quiet)
+    assert not (tmp_path / "a" / "teachers").exists()
+
+
+def test_fadrm_at_two_sizes_runs_to_the_end(tmp_path):
+    given = {"method": "delt+fadrm", "teacher_arch": "resnet18", "teacher_width": 4, "teacher_epochs": 1, "recover_small_side": 0.8}
+    done = delt.run(tiny(**given), tmp_path / "a", listener=quiet)
+    assert done.synthetic.images.shape == (20, 1, 8, 8) and done.synthetic.iterations.view(10, 2).tolist() == [[8, 4]] * 10

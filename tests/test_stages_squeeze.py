@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from delt.artifacts.teacher import Teacher
 from delt.config import DataConfig, RuntimeConfig, TeacherConfig
+from delt.data.augment import pad_crop
 from delt.data.images import RealSet, TensorImages, normalise
 from delt.data.load import open_set
-from delt.errors import TeacherError
+from delt.errors import ConfigError, TeacherError
+from delt.models.statistics import remember_convolutions
 from delt.models.zoo import build
-from delt.runtime import Job
-from delt.stages.squeeze import _rate, squeeze
+from delt.runtime import Job, stream
+from delt.stages.squeeze import _rate, backbones, remember, squeeze
 
 QUICK = TeacherConfig(arch="convnet3", width=8, epochs=4, batch=32, pad=1)
 RUNTIME = RuntimeConfig(device="cpu", threads=1)
@@ -178,3 +180,45 @@ def test_a_network_without_batchnorm_is_refused(small: RealSet, tmp_path: Path, 
     torch.save(plain().state_dict(), tmp_path / "plain.pth")
     with pytest.raises(TeacherError, match="teacher_arch vgg11 has no BatchNorm2d layers"):
         squeeze(small, TeacherConfig(arch="vgg11", weights=str(tmp_path / "plain.pth")), Job(runtime=RUNTIME))
+
+
+# ---------------------------------------------------------------- several teachers
+
+
+def test_each_of_several_teachers_is_trained_like_the_first(tmp_path: Path):
+    config = replace(QUICK, others=("convnet4-w16", "resnet18"))
+    found = backbones(config)
+    assert list(found) == ["teacher", "convnet4-w16", "resnet18"] and found["teacher"] == QUICK
+    assert found["convnet4-w16"] == replace(QUICK, arch="convnet4", width=16)
+    assert found["resnet18"] == replace(QUICK, arch="resnet18", width=None)
+    assert backbones(replace(config, weights="IMAGENET1K_V1"))["resnet18"].weights == "IMAGENET1K_V1"
+    for place in (str(tmp_path), "some.pth"):
+        loaded = backbones(replace(config, weights=place))
+        assert (loaded["teacher"].weights, loaded["resnet18"].weights) == (place, "train")
+
+
+@pytest.mark.parametrize(
+    ("others", "same"),
+    [(("convnet3-w8",), "teacher_arch"), (("resnet18", "resnet18-w64"), "resnet18"), (("resnet18-w008", "resnet18-w8"), "resnet18-w008")],
+)
+def test_a_network_that_would_teach_twice_is_refused(others: tuple[str, ...], same: str):
+    with pytest.raises(ConfigError, match=f"teacher_others has {others[-1]}, which is {same} already"):
+        backbones(replace(QUICK, others=others))
+
+
+def test_convolutions_are_remembered_over_one_shuffled_pass(small: RealSet, teacher: Teacher):
+    """Sorted by class, a batch would vary less than the set does."""
+    order = torch.argsort(small.train.labels)
+    by_class = replace(small, train=TensorImages(small.train.fetch(order), small.train.labels[order]))
+    remember(teacher, by_class, Job(runtime=RUNTIME))
+    generator = stream(0, "remember", "convnet3", 8)
+    shuffled = torch.randperm(65, generator=generator)
+    assert len(by_class.train.labels[shuffled[:10]].unique()) > 4
+    batches = [
+        pad_crop(normalise(by_class.train.fetch(rows), teacher.card.mean, teacher.card.std), 1, False, generator)
+        for rows in (shuffled[:64], shuffled[64:])
+    ]
+    expected = remember_convolutions(teacher.model, batches, 4)
+    assert list(teacher.convolutions) == list(expected) and len(expected) == 3
+    assert all(torch.equal(teacher.convolutions[name], expected[name]) for name in expected)
+    assert "convolutions" not in str(teacher.card) and not teacher.model.training

@@ -100,3 +100,12 @@ def test_images_from_elsewhere_take_part_and_only_they_have_the_folder(tmp_path)
     }
     with pytest.raises(DataError, match="method given: .* has 1 images of each class, and ipc is 2: give --ipc 1"):
         planned("digits", ["given"], [2], {"preset": "smoke", "rank_folder": str(tmp_path / "images")})
+
+
+def test_more_teachers_are_for_methods_that_have_several():
+    configs = planned("digits", ["gvbsm", "delt"], [1], {"preset": "smoke", "teacher_others": "convnet5-w4"})
+    assert {name: config.teacher.others for name, config in configs.items()} == {
+        "random-ipc1": (),
+        "gvbsm-ipc1": ("convnet5-w4",),
+        "delt-ipc1": (),
+    }

@@ -121,8 +121,9 @@ def _stand_ins(config: RunConfig) -> tuple[Teacher, ...]:
     for own in backbones(config.teacher).values():
         model = zoo.build(own.arch, classes, channels, size, own.width, generator_seed=0).eval()
         card = TeacherCard(own.arch, own.width, names, channels, size, grey, grey, False, "", 0.0, "", "", {})
-        seen = remember_convolutions(model, [torch.zeros(2, channels, size, size)], patch_side(size))
-        found.append(Teacher(model, card, seen if config.recover.match == "bn+conv" else {}))
+        black = [torch.zeros(2, channels, size, size)]
+        seen = remember_convolutions(model, black, patch_side(size)) if config.recover.match == "bn+conv" else {}
+        found.append(Teacher(model, card, seen))
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ differentiable, deterministic on every device and may differ from image to image
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -59,6 +60,13 @@ def axis_operator(start: Tensor, length: Tensor, size: int, flip: Tensor | None 
         inside = (index >= 0) & (index < size)
         operator.scatter_add_(2, index.clamp(0, size - 1).unsqueeze(2), share * inside.unsqueeze(2))
     return operator
+
+
+@functools.cache
+def enlarger(size: int, side: int) -> Tensor:
+    """Matrix [side, size] that stretches `size` pixels to `side` of them, bilinear."""
+    centre = ((torch.arange(side) + 0.5) * size / side - 0.5).clamp(0, size - 1)
+    return (1 - (centre[:, None] - torch.arange(size)).abs()).clamp_min(0)
 
 
 def warp(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def count_given(folder: str | Path) -> int:
 
 
 def _require(folder: str | None, ipc: int) -> tuple[Path, Part]:
-    if folder is None:
+    if not folder:
         raise ConfigError("method given needs its images: --rank-folder FOLDER, with FOLDER/CLASS/*")
     root = Path(folder).expanduser()
     part = _read(root)

@@ -6,15 +6,16 @@ fidelity, then what the user said. A method is a row of settings; nothing else i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from delt.config import FIDELITY, PRESETS, RunConfig, flatten, unflatten
 from delt.data.specs import DatasetSpec, chosen, spec_of
 from delt.errors import ConfigError, unknown
+from delt.models.zoo import named, own_width
 from delt.recipes import RECIPES, recipe_of
-from delt.schedule import plan
+from delt.schedule import Schedule, plan
 
 Flat = dict[str, Any]
 SELECTORS = {"dataset": "digits", "method": "delt", "preset": "paper", "fidelity": "fixed"}  # what the rest starts from
@@ -70,7 +71,8 @@ def _gvbsm(spec: DatasetSpec) -> Flat:
     """Published settings (arXiv 2311.17950): ImageNet-1K lr .1, 80 images, average .4, resized crops, jitter 32; CIFAR and
     Tiny-ImageNet lr .05, 100 images, average .8, convolutions dropped with .4, crops shifted by an eighth of the side.
 
-    Of CIFAR's five backbones WRN-16-2 is left out and MobileNetV2 has its full width.
+    What differs: of CIFAR's five backbones WRN-16-2 is left out, MobileNetV2 has its full width and the ConvNet BatchNorm; all are
+    trained as any teacher here (published: 5 epochs on CIFAR-10); averages and turns start anew with each pack of groups.
     """
     size = spec.size or 224
     common = {
@@ -148,7 +150,7 @@ METHODS: dict[str, Method] = {
     "gvbsm": Method(
         "several teachers in turn, BatchNorm and convolution statistics (G-VBSM, CVPR 2024)",
         _gvbsm,
-        ("recover_match", "sub_batches", "recover_curriculum"),
+        ("recover_match", "recover_grouping", "sub_batches", "recover_curriculum"),
     ),
     "fadrm": Method("stages at two sizes, blended with the real patches (FADRM, NeurIPS 2025)", _fadrm, ("recover_stages", "sub_batches")),
     "rded": Method("easiest real patches, not optimised (RDED, CVPR 2024)", _rded, ("rank_keep", "rank_crops", "iterations")),
@@ -207,17 +209,27 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
     given = {name: value for name, value in {"dataset": dataset, **given}.items() if value is not None}
     if not isinstance(dataset, str):
         raise ConfigError(f"dataset is {dataset!r}; allowed is a name or folder:PATH")
-    spec = spec_of(dataset)
-    chosen = {name: given.get(name, default) for name, default in {**SELECTORS, "preset": spec.preset}.items()}
-    _refuse_senseless(chosen["method"])
+    spec = _spec_of(dataset, given.get("data_size"))
+    start = {name: given.get(name, default) for name, default in {**SELECTORS, "preset": spec.preset}.items()}
+    _refuse_senseless(start["method"])
     for name, table in (("method", METHODS), ("preset", PRESETS), ("fidelity", FIDELITY)):
-        _known(name, chosen[name], table)
-    preset = dict(PRESETS[chosen["preset"]])
+        _known(name, start[name], table)
+    preset = dict(PRESETS[start["preset"]])
     if "teacher_arch" in given:
         preset.pop("teacher_width", None)  # it was chosen for the preset's own architecture
-    own = _as_short(preset, METHODS[chosen["method"]].settings(spec))
-    layers = [{"preset": chosen["preset"]}, spec.defaults, preset, own, FIDELITY[chosen["fidelity"]], given]
-    return completed(unflatten({name: value for layer in layers for name, value in layer.items()}))
+    own = _as_short(preset, METHODS[start["method"]].settings(spec))
+    layers = [{"preset": start["preset"]}, spec.defaults, preset, own, FIDELITY[start["fidelity"]], given]
+    flat = {name: value for layer in layers for name, value in layer.items()}
+    if flat.get("teacher_others") and "teacher_others" not in given:
+        first = own_width(flat.get("teacher_arch", "resnet18"), flat.get("teacher_width"))
+        flat["teacher_others"] = [name for name in flat["teacher_others"] if own_width(*named(name)) != first]
+    return completed(unflatten(flat))
+
+
+def _spec_of(dataset: str, size: object) -> DatasetSpec:
+    """The data set's row at the size that it is used in, by which methods choose."""
+    spec = spec_of(dataset)
+    return replace(spec, size=size) if isinstance(size, int) else spec
 
 
 def _as_short(preset: Flat, own: Flat) -> Flat:
@@ -254,11 +266,10 @@ def completed(config: RunConfig) -> RunConfig:
             method excludes.
     """
     _known("method", config.method, METHODS)
-    spec, flat, row = spec_of(config.dataset), flatten(config), METHODS[config.method]
+    spec, flat, row = _spec_of(config.dataset, config.data.size), flatten(config), METHODS[config.method]
     if spec.classes:
-        chosen(spec.name, spec.classes, config.data.classes)
-    if config.rank.folder and config.rank.keep != "given":
-        raise ConfigError(f"rank_folder is for rank_keep given, and it is {config.rank.keep}: leave it out, or choose method given")
+        names = chosen(spec.name, spec.classes, config.data.classes)
+        chosen(f"{spec.name} to record", (*names, "none"), config.recover.record_classes)
     for name, value in row.settings(spec).items():
         if name in row.locked and flat[name] != value:
             raise ConfigError(
@@ -268,19 +279,37 @@ def completed(config: RunConfig) -> RunConfig:
     schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
     if recover.iterations:
         recover = replace(recover, round_iterations=schedule.round_iterations, sub_batches=schedule.sub_batches)
-    if recover.iterations and recover.stages > recover.iterations:
-        raise ConfigError(f"recover_stages is {recover.stages} with {recover.iterations} iterations; allowed are 1 to {recover.iterations}")
-    if recover.match == "bn+conv" and recover.small_side < 1:
-        raise ConfigError("recover_match bn+conv knows patches of the full size alone: give recover_small_side 1, or recover_match bn")
-    if recover.grouping == "mixed" and recover.drop_empty_rounds and schedule.sub_batches > 1:
-        raise ConfigError(
-            "recover_drop_empty_rounds leaves every image of a mixed group, which holds one of each class, with one round: "
-            "nothing is early or late; give False (--recover-drop-empty-rounds False) or class groups"
-        )
+    if misfit := next(_misfits(config, schedule), None):
+        raise ConfigError(misfit)
     recipe = _own_recipe(config.method) if config.evaluate.recipe == OWN else config.evaluate.recipe
     recipe_of(recipe)
     flip = spec.flip if recover.flip is None else recover.flip
     return replace(config, recover=replace(recover, flip=flip), evaluate=replace(config.evaluate, recipe=recipe))
+
+
+def _misfits(config: RunConfig, schedule: Schedule) -> Iterator[str]:
+    """What in these settings has no meaning together, and what to do about it."""
+    rank, recover = config.rank, config.recover
+    if rank.folder and rank.keep != "given":
+        yield f"rank_folder is for rank_keep given, and it is {rank.keep}: leave it out, or choose method given"
+    if rank.keep == "given" and (rank.crops or rank.factor > 1):
+        yield "rank_keep given takes whole images as they are: leave out rank_crops and rank_factor"
+    if recover.iterations and recover.stages > recover.iterations:
+        yield (
+            f"{recover.iterations} iterations do not make {recover.stages} stages: give at least {recover.stages} iterations, "
+            f"or recover_stages 1 to {recover.iterations}"
+        )
+    if recover.match == "bn+conv" and recover.small_side < 1:
+        yield "recover_match bn+conv knows patches of the full size alone: give recover_small_side 1, or recover_match bn"
+    if recover.match == "bn" and recover.drop:
+        yield "recover_drop leaves out convolutions, and recover_match bn has none: leave it out, or give recover_match bn+conv"
+    if recover.grouping == "mixed" and recover.densify:
+        yield "recover_densify needs several images of a class in a group: leave it out, or give recover_grouping class"
+    if recover.grouping == "mixed" and recover.drop_empty_rounds and schedule.sub_batches > 1:
+        yield (
+            "recover_drop_empty_rounds leaves every image of a mixed group, which holds one of each class, with one round: "
+            "nothing is early or late; give False (--recover-drop-empty-rounds False) or class groups"
+        )
 
 
 def _own_recipe(method: str) -> str:

@@ -16,11 +16,15 @@ form and needs the layer's input alone; everything after them is arithmetic on s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from delt.data.augment import enlarger, warp
 
 Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, variances, patch means, variances, end to end
 
@@ -52,8 +56,8 @@ class Moments(torch.autograd.Function):
 def patches(x: Tensor, side: int) -> Tensor:
     """The grid cells of x [N,C,H,W] as channels: [N, cells, C, side^2], after a bilinear resize to the next multiple of `side`."""
     height, width = (-(-extent // side) * side for extent in x.shape[2:])
-    if (height, width) != x.shape[2:]:
-        x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    if (height, width) != x.shape[2:]:  # by matrices: the gradient of interpolate adds up in a random order on a GPU
+        x = warp(x, *(enlarger(*pair).to(x) for pair in zip(x.shape[2:], (height, width), strict=True)))
     grid = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [N, C, rows, side, columns, side]
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(4, 5).flatten(1, 2)
 
@@ -164,13 +168,14 @@ class StatisticsMatch:
         """Weighted distance per group [G] of what was measured in the newest forward pass: call it after each.
 
         Args:
-            dropped: bool [G, convolutions]: those that are left out this time, and whose average stays as it was.
+            dropped: bool [G, convolutions]: those that are left out this time, and whose average stays as it was (but for the very
+                first measurement, which an average that does not start from zero starts from all the same).
         """
         if self._plan is None or self._plan.names != [*self._measured]:
             self._plan = self._planned()
         plan, measured = self._plan, torch.cat([*self._measured.values()], 1)
         self._measured.clear()
-        kept = None if dropped is None else plan.kept(dropped.to(measured.device), self.convolutions)
+        kept = None if dropped is None else plan.kept(dropped.to(measured.device))
         if self.average:
             measured = self._averaged(measured, None if kept is None else kept.repeat_interleave(plan.lengths, 1))
         norms = _norms(measured - plan.targets.to(measured), plan.sizes)
@@ -196,7 +201,9 @@ class StatisticsMatch:
             weights += [self.first_multiplier if name == first else 1.0] * len(parts)
             owners += [name] * len(parts)
         device = targets[0].device
-        return _Plan([*self._measured], torch.cat(targets), sizes, torch.tensor(weights, device=device), owners)
+        place = {name: column for column, name in enumerate(self.convolutions)}
+        columns = torch.tensor([place.get(name, len(place)) for name in owners], device=device)
+        return _Plan([*self._measured], torch.cat(targets), sizes, torch.tensor(weights, device=device), columns)
 
     def _target(self, layer: nn.Module, name: str, length: int) -> tuple[Tensor, list[int]]:
         """What a layer remembers, end to end, and how long each of its vectors is."""
@@ -208,19 +215,24 @@ class StatisticsMatch:
         return self.remembered[name], [layer.in_channels] * 2 + [cells] * 2
 
 
+@dataclass
 class _Plan:
     """How the statistics of one forward pass lie end to end: in the order in which the layers ran."""
 
-    def __init__(self, names: list[str], targets: Tensor, sizes: list[int], weights: Tensor, owners: list[str]) -> None:
-        self.names, self.targets, self.sizes, self.weights, self.owners = names, targets, sizes, weights, owners
-        self.lengths = torch.tensor(sizes, device=targets.device)
+    names: list[str]  # of the layers
+    targets: Tensor  # [S]
+    sizes: list[int]  # of the vectors
+    weights: Tensor  # of the vectors
+    columns: Tensor  # number of the convolution that each vector belongs to; one more for BatchNorm, which is never left out
 
-    def kept(self, dropped: Tensor, convolutions: list[str]) -> Tensor:
+    @cached_property
+    def lengths(self) -> Tensor:
+        """`sizes` as a tensor beside the others."""
+        return torch.tensor(self.sizes, device=self.targets.device)
+
+    def kept(self, dropped: Tensor) -> Tensor:
         """bool [G, vectors]: whether each vector counts, from bool [G, convolutions]."""
-        never = torch.zeros(len(dropped), 1, dtype=torch.bool, device=dropped.device)
-        place = {name: column for column, name in enumerate(convolutions)}
-        columns = torch.tensor([place.get(name, len(convolutions)) for name in self.owners], device=dropped.device)
-        return ~torch.cat([dropped, never], 1)[:, columns]
+        return ~F.pad(dropped, (0, 1))[:, self.columns]
 
 
 def _norms(deviation: Tensor, sizes: list[int]) -> Tensor:

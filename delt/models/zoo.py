@@ -70,13 +70,21 @@ def named(name: str) -> tuple[str, int | None]:
     """Architecture and width of a name such as `resnet18` or, with another width than its own, `resnet18-w16`.
 
     Raises:
-        ConfigError: the architecture does not exist.
+        ConfigError: the architecture does not exist, or the width is not between 1 and 4096.
     """
     arch, mark, width = name.rpartition("-w")
-    arch, channels = (arch, int(width)) if mark and width.isdecimal() else (name, None)
+    if not (mark and width.isdecimal()):
+        arch, width = name, ""
     if arch not in architectures():
         raise unknown("architecture", arch, architectures())
-    return arch, channels
+    if width and not 1 <= int(width) <= 4096:
+        raise ConfigError(f"{name} has width {int(width)}; allowed is between 1 and 4096")
+    return arch, int(width) if width else None
+
+
+def own_width(arch: str, width: int | None) -> tuple[str, int | None]:
+    """The same network under one name: its own width is None."""
+    return arch, None if width == (128 if arch in CONVNETS else 64) else width
 
 
 def build(arch: str, classes: int, channels: int, size: int, width: int | None = None, generator_seed: int | None = None) -> nn.Module:
@@ -104,12 +112,15 @@ def build(arch: str, classes: int, channels: int, size: int, width: int | None =
 
 
 def require_side(model: nn.Module, arch: str, channels: int, side: int) -> None:
-    """Refuse a network that cannot take images of another size than the one it was built for.
+    """Refuse a network that cannot take images of another size than the one it was built for, which recover's small stages have.
 
     Raises:
         ConfigError: naming network and size.
     """
-    _try_out(model, arch, channels, side)
+    try:
+        _try_out(model, arch, channels, side)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or recover_small_side 1, which keeps the images of all stages at full size") from error
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
@@ -149,12 +160,32 @@ def _published(arch: str, classes: int, channels: int, size: int, width: int | N
 
 def _constructed(arch: str, classes: int, size: int) -> nn.Module:
     """torchvision's network with random weights; the two families that are built for one size get it."""
+    if arch.startswith("vit_") and size <= SMALL:
+        return _small_vit(arch, classes, size)
     sized = {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)} if arch.startswith("maxvit") else {}
     try:
         model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=classes, **sized)
     except (AssertionError, ValueError) as error:
         raise _wrong_size(arch, size, error) from error
     return model
+
+
+def _small_vit(arch: str, classes: int, size: int) -> nn.Module:
+    """A vision transformer on the finest grid of 4 x 4 to 8 x 8 patches that tiles a small image; its own patches have 14 to 32 pixels."""
+    patch = next((side for side in range(-(-size // 8), size // 4 + 1) if size % side == 0), None)
+    if patch is None:
+        raise _wrong_size(arch, size, ValueError("no grid of 4 x 4 to 8 x 8 patches tiles them"))
+    published = torchvision.models.get_model(arch, weights=None, num_classes=1)
+    layers = published.encoder.layers
+    return torchvision.models.VisionTransformer(
+        image_size=size,
+        patch_size=patch,
+        num_layers=len(layers),
+        num_heads=layers[0].num_heads,
+        hidden_dim=published.hidden_dim,
+        mlp_dim=published.mlp_dim,
+        num_classes=classes,
+    )
 
 
 def _fit_resnet(model: ResNet, size: int, width: int) -> None:

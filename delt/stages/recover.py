@@ -74,11 +74,11 @@ def recover(
     teachers = (teacher, *others)
     if config.match == "bn+conv" and not all(one.convolutions for one in teachers):
         raise ConfigError("recover_match is bn+conv, but a teacher remembers no convolutions: call squeeze.remember(teacher, real)")
+    if not schedule.iterations:
+        return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
     if config.stages > 1:
         for one in teachers:
             require_side(one.model, one.card.arch, one.card.channels, small_side(one.card.size, config))
-    if not schedule.iterations:
-        return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
     groups = make_groups(
         len(teacher.card.classes), schedule, config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds
     )
@@ -299,6 +299,7 @@ class Step:
         self.stages = [self.schedule.iterations * k // self.config.stages for k in range(self.config.stages)]  # their first iterations
         self.matches = [self.match(teacher) for teacher in self.teachers]
         self.hooks = ExitStack()
+        self.classmates: dict[int, list[Tensor]] = {}  # active images -> rows of each class, those with as many images together
 
     def __enter__(self) -> Step:
         for match in self.matches:
@@ -382,13 +383,15 @@ class Step:
 
     def densification(self, views: Tensor) -> Tensor:
         """Data densification of the active images, summed over groups and their classes."""
-        classes: dict[tuple[int, int], list[int]] = {}
-        for row, label in enumerate(self.labels[: len(views)].tolist()):
-            classes.setdefault((row % self.groups, label), []).append(row)
-        alike: dict[int, list[list[int]]] = {}
-        for rows in classes.values():
-            alike.setdefault(len(rows), []).append(rows)
-        return torch.stack([densification(views, torch.tensor(rows, device=self.device)).sum() for rows in alike.values()]).sum()
+        if len(views) not in self.classmates:
+            classes: dict[tuple[int, int], list[int]] = {}
+            for row, label in enumerate(self.labels[: len(views)].tolist()):
+                classes.setdefault((row % self.groups, label), []).append(row)
+            alike: dict[int, list[list[int]]] = {}
+            for rows in classes.values():
+                alike.setdefault(len(rows), []).append(rows)
+            self.classmates[len(views)] = [torch.tensor(rows, device=self.device) for rows in alike.values()]
+        return torch.stack([densification(views, rows).sum() for rows in self.classmates[len(views)]]).sum()
 
     def augment(self, images: Tensor, t: int) -> Tensor:
         """Crop, mirror and shift: one draw per group and iteration (per sub-batch too where each has its own clock)."""

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from delt.artifacts.teacher import FILES, Teacher, TeacherCard, check_classes, load_weights
 from delt.config import TeacherConfig
-from delt.data.augment import pad_crop
+from delt.data.augment import pad_crop, random_resized_crop
 from delt.data.images import RealSet, normalise
 from delt.data.views import safe_batch
-from delt.errors import TeacherError
+from delt.errors import ConfigError, TeacherError
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
 from delt.models.zoo import build, has_batchnorm
@@ -24,7 +24,7 @@ from delt.schedule import cosine
 from delt.storage import Slots
 from delt.training import accuracy, fit
 
-REMEMBERED = 64  # images per batch whose statistics are averaged (G-VBSM)
+SMALLEST = 0.08  # area share of a crop of a large image
 
 
 def squeeze(real: RealSet, config: TeacherConfig, job: Job | None = None) -> Teacher:
@@ -50,11 +50,15 @@ def backbones(config: TeacherConfig) -> dict[str, TeacherConfig]:
     A torchvision weight name holds for all of them; beside a teacher from a file or folder the others are trained.
 
     Raises:
-        ConfigError: an architecture does not exist.
+        ConfigError: an architecture does not exist, or one would teach twice.
     """
     alone = dataclasses.replace(config, others=())
     theirs = dataclasses.replace(alone, weights="train") if _is_place(config.weights) else alone
     others = {name: zoo.named(name) for name in config.others}
+    known = {zoo.own_width(config.arch, config.width): "teacher_arch"}
+    for name, network in others.items():
+        if (same := known.setdefault(zoo.own_width(*network), name)) != name:
+            raise ConfigError(f"teacher_others has {name}, which is {same} already: each network teaches once, leave it out")
     return {"teacher": alone} | {name: dataclasses.replace(theirs, arch=arch, width=width) for name, (arch, width) in others.items()}
 
 
@@ -63,18 +67,22 @@ def _is_place(weights: str) -> bool:
 
 
 def remember(teacher: Teacher, real: RealSet, job: Job | None = None) -> Teacher:
-    """Let a teacher remember what its convolutions see of the training images, in `convolutions` (G-VBSM).
+    """Let a teacher remember what its convolutions see of the training images: changes and returns it (G-VBSM).
 
-    Batches of 64, augmented as in the teacher's training, in the order of the set.
+    One shuffled pass: 64 images at a time, cropped as in the teacher's training; above 64 pixels 256, cropped and resized.
     """
     job, card = job or Job(), teacher.card
     generator = stream(0, "remember", card.arch, card.width)
-    order = torch.arange(len(real.train))
+    order = torch.randperm(len(real.train), generator=generator)  # a batch of one class would not vary as the set does
+    large = card.size > 64
 
     def batches() -> Iterator[Tensor]:
-        for pixels, _ in real.train.batches(order, REMEMBERED):
+        for pixels, _ in real.train.batches(order, 256 if large else 64):
             images = normalise(pixels.to(job.device), card.mean, card.std)
-            yield pad_crop(images, card.config.get("pad", TeacherConfig().pad), card.flip, generator)
+            if large:
+                yield random_resized_crop(images, SMALLEST, card.flip, generator)
+            else:
+                yield pad_crop(images, card.config.get("pad", TeacherConfig().pad), card.flip, generator)
             job.emit({"stage": "recover", "done": 0})  # who listens can stop here
 
     with settings(job.runtime):
@@ -87,7 +95,7 @@ def check_strength(card: TeacherCard, real: RealSet, config: TeacherConfig) -> N
     floor = real.info.floor if config.min_accuracy is None else config.min_accuracy
     if card.accuracy < floor:
         raise TeacherError(
-            f"the teacher reaches {card.accuracy:.2f} % on the test images of {real.info.name} and the floor is {floor:g} %: "
+            f"the teacher {card.arch} reaches {card.accuracy:.2f} % on the test images of {real.info.name} and the floor is {floor:g} %: "
             "train it longer (teacher_epochs), check its class order, or lower teacher_min_accuracy to go on all the same"
         )
 
