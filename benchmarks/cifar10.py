@@ -40,6 +40,7 @@ REDUCED: dict[str, Any] = {
     "teacher_others": ["convnet4-w32", "resnet18-w8"],
     "teacher_epochs": 10,
     "iterations": 500,
+    "evaluate_epochs": 150,
     "recover_record_classes": ["none"],
 }
 

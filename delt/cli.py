@@ -7,6 +7,7 @@ delt show runs/a
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -324,6 +325,9 @@ def main(arguments: list[str] | None = None) -> None:
     except DeltError as error:
         print(f"delt: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("\ndelt: stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)

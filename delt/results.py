@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from delt import storage
-from delt.analysis.compare import Entry, data_name, entries, merged
-from delt.analysis.table import rows, text
+from delt.analysis.compare import Entry, data_name, entries, merged, table
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import FILE as RANKING
 from delt.artifacts.ranking import Ranking
@@ -88,14 +87,9 @@ class Run:
     def controls(self) -> dict[str, Run]:
         return {name: Run(self.path / "controls" / name) for name in RunFolder(self.path).controls()}
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The table as dicts; see `delt.analysis.table.rows`."""
-        configs = {self.config.method: self.config, **{name: control.config for name, control in self.controls.items()}}
-        return rows(self.scores, self.diversity, configs, len(self.classes))
-
     def table(self) -> str:
-        """The table as text."""
-        return text(self.rows())
+        """What its sets are worth and what they cost, as text; see `delt.analysis.compare.table`."""
+        return table(compare({self.path.name: self}, controls=tuple(CONTROLS)))
 
     def describe(self) -> str:
         """What the folder holds, as text."""

@@ -186,7 +186,7 @@ def test_images_from_elsewhere_are_evaluated_and_shown_beside_a_run(smoke_run, t
     assert code == 0 and "convnet4" in out and "convnet3-w8" in out  # goes on as any other run
 
     code, out, _ = delt(capsys, "show", smoke_run.path, "runs/*")
-    assert code == 0 and "LRS" in out and "digits-given-download-seed3" in out and "! students were not trained alike" in out
+    assert code == 0 and "cosine" in out and "digits-given-download-seed3" in out and "! students were not trained alike" in out
     assert delt(capsys, "show", "runs/*")[1].startswith("runs/digits-given-download-seed3\ngiven on digits")  # one run is described
 
 

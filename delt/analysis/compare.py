@@ -24,8 +24,9 @@ FULL = "full"  # the set of all real images
 SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "preset"}  # settings without a say
 SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "recover_record_count", "recover_record_iterations"}
 STAGES = ("squeeze", *SYNTHESIS, "evaluate")
-QUALITY = ("run", "set", "ipc", "recipe", "student", "epochs", "soft labels", "hard labels", "n", "LRS", "cosine", "published", "off")
-COST = ("run", "set", "ipc", "img-it", *STAGES, "peak MB", "image bytes", "label bytes", "teacher bytes")
+NAMES = ("run", "set", "ipc")
+QUALITY = (*NAMES, "recipe", "student", "epochs", "soft labels", "hard labels", "best*", "n", "LRS", "cosine", "published", "off")
+COST = (*NAMES, "img-it", "saved", *STAGES, "peak MB", "image bytes", "label bytes", "teacher bytes")
 Records = Mapping[str, Mapping[str, Any]]  # of finished stages by name, as `RunFolder.records` gives them
 
 
@@ -62,6 +63,7 @@ class Entry:
     seconds: float | None = None  # of ranking, synthesis and stored labels
     machine: str = ""  # that they were measured on
     work: int | None = None  # image-iterations of the synthesis
+    saved: float | None = None  # share of the work that EarlyLate leaves out; None where nothing is optimised
     bytes: int | None = None  # of the synthetic images and the stored soft labels
     stages: Mapping[str, float] = field(default_factory=dict)  # seconds of each finished stage, as recorded
     memory: int | None = None  # largest peak of ranking, synthesis and stored labels, in bytes
@@ -84,19 +86,19 @@ def entries(
 
     Args:
         run: its short name.
-        configs, records: by set, the run's own first.
+        configs, records: by set, the run's own first; a set without records has no cost.
         scores, diversity: of all its sets; empty where they are not measured yet.
         classes: how many.
         machine: what it ran on, in words.
     """
     own, students = next(iter(configs)), list(scores)
     measured, best = _by_protocol(students), _by_protocol(replace(row, last=row.best) for row in students)
-    squeezed, compared = (records[own].get(stage, {}).get("keys", {}) for stage in ("squeeze", "diversity"))
+    squeezed, compared = (records.get(own, {}).get(stage, {}).get("keys", {}) for stage in ("squeeze", "diversity"))
     config = configs[own]
     about = {"run": run, "data": data_name(config), "fingerprint": squeezed.get("data_fingerprint", ""), "machine": machine}
     found = []
     for name, made_by in configs.items():
-        entry = Entry(set=name, own=name == own, ipc=made_by.ipc, **about, **_cost(made_by, records[name], classes))
+        entry = Entry(set=name, own=name == own, ipc=made_by.ipc, **about, **_cost(made_by, records.get(name, {}), classes))
         entry = replace(entry, cosine=diversity.get(name, {}).get("mean"), features=compared.get("features", ""))
         hows = measured.get(name, {})
         found += [replace(entry, protocol=how, accuracy=hows[how], best=best[name][how]) for how in hows] or [entry]
@@ -119,10 +121,12 @@ def _cost(config: RunConfig, records: Records, classes: int) -> dict[str, Any]:
     images = _files(records, "recover", "synthetic/*")
     image_bytes, label_bytes = _bytes(images), _bytes(_files(records, "relabel", SOFT_LABELS))
     made = [records[stage] for stage in SYNTHESIS if stage in records]
+    schedule = schedule_of(config)
     return {
         "teacher": records.get("rank", {}).get("keys", {}).get("teacher", ""),
         "seconds": float(sum(record["seconds"] for record in made)),
-        "work": schedule_of(config).image_iterations * classes,
+        "work": schedule.image_iterations * classes,
+        "saved": schedule.saved if schedule.iterations else None,
         "bytes": image_bytes + label_bytes,
         "stages": {stage: float(records[stage]["seconds"]) for stage in STAGES if stage in records},
         "memory": max((record["peak_memory"] for record in made), default=0),
@@ -288,26 +292,39 @@ def as_reported(entry: Entry) -> Accuracy | None:
 
 def table(found: Sequence[Entry]) -> str:
     """The entries as two plain tables, quality and cost, with what their columns mean and what cannot be compared below them."""
+    robust, claimed = [robustness(found, entry) for entry in found], any(claims(entry) for entry in found)
     quality = [
         "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
-        "LRS: DD-Ranking's label-robust score from these numbers, without its search for learning rates; higher is better",
-        "cosine: intra-class, lower is more diverse; published: top-1 of the same method, data, ipc and student, with soft labels",
-        "off: measured - published in standard deviations of both (those known), by the epoch that the recipe reports",
-        *_sources(found),
+        "best*: mean over the soft students' best epochs, chosen by the test set itself: only beside published values that were",
+        "cosine: intra-class, lower is more diverse",
     ]
+    if any(score is not None for score in robust):
+        quality.append("LRS: DD-Ranking's label-robust score from these numbers, without its search for learning rates; higher is better")
+    if claimed:
+        quality += ["published: top-1 of the same method, data, ipc and student; off: measured - published in standard deviations of both"]
+        quality += _sources(found)
     cost = [
-        "img-it: image-iterations of the synthesis; squeeze to evaluate: seconds as recorded (of a cached teacher, only its loading)",
-        "evaluate: the students of all sets of a run together; peak MB: largest memory of one process in rank, recover or relabel",
+        "img-it: image-iterations of the synthesis, and the share that EarlyLate saves",
+        "squeeze to evaluate: seconds; a cached teacher is only loaded, students of all sets of a run count together",
+        "peak MB: of one process in rank, recover or relabel, Python and torch included",
         "label bytes: of stored soft labels; labels made online need the teacher instead",
-        *(f"! {line}" for line in caveats(found)),
     ]
     sets: dict[tuple[str, str], Entry] = {}  # each once, whatever its protocols
     for entry in found:
-        if entry.set != FULL:
+        if entry.set != FULL and entry.stages:
             sets.setdefault((entry.run, entry.set), entry)
-    lines = [_shown(_quality(entry, robustness(found, entry))) for entry in found]
-    costs = [_shown(_cost_of(entry)) for entry in sets.values()]
-    return f"{aligned(QUALITY, lines, quality)}\n\n{aligned(COST, costs, cost)}"
+    parts = [_dense(QUALITY, [_quality(entry, score) for entry, score in zip(found, robust, strict=True)], quality)]
+    parts += [_dense(COST, [_cost_of(entry) for entry in sets.values()], cost)] if sets else []
+    return "\n".join(["\n\n".join(parts), *(f"! {line}" for line in caveats(found))])
+
+
+def _dense(heads: Sequence[str], lines: Sequence[Sequence[Any]], notes: Iterable[str]) -> str:
+    """A table without the columns in which nothing is known, and without the run's name where there is but one."""
+    runs = {line[0] for line in lines} - {None}
+    known = [place for place in range(len(heads)) if not lines or any(line[place] is not None for line in lines)]
+    columns = [place for place in known if heads[place] != "run" or len(runs) != 1]
+    cells = [["-" if line[place] is None else str(line[place]) for place in columns] for line in lines]
+    return aligned([heads[place] for place in columns], cells, notes)
 
 
 def _sources(found: Iterable[Entry]) -> list[str]:
@@ -325,12 +342,14 @@ def _quality(entry: Entry, robust: float | None) -> tuple[Any, ...]:
     counts = dict.fromkeys(str(entry.accuracy[kind].n) for kind in KINDS if kind in entry.accuracy)  # one number where they agree
     values, measured = distinct(claims(entry)), as_reported(entry)
     off = [row.off(measured.mean, measured.std) for row in values] if measured else []
+    best = entry.best.get("soft")
     return (
-        "-" if entry.set == FULL else entry.run,
+        None if entry.set == FULL else entry.run,
         entry.set,
         entry.ipc,
         *(entry.protocol or (None, None, None)),
         *(entry.accuracy.get(kind) for kind in KINDS),
+        best and f"{best.mean:.2f}",
         "/".join(counts) or None,
         None if robust is None else f"{robust:.1f}",
         None if entry.cosine is None else f"{entry.cosine:.3f}",
@@ -347,11 +366,8 @@ def _cost_of(entry: Entry) -> tuple[Any, ...]:
         entry.set,
         entry.ipc,
         None if entry.work is None else f"{entry.work:,}",
+        None if entry.saved is None else f"{entry.saved:.2%}",
         *(f"{entry.stages[stage]:.2f}" if stage in entry.stages else None for stage in STAGES),
         None if entry.memory is None else f"{entry.memory / 1e6:,.0f}",
         *(None if size is None else f"{size:,}" for size in sizes),
     )
-
-
-def _shown(cells: Iterable[Any]) -> tuple[str, ...]:
-    return tuple("-" if cell is None else str(cell) for cell in cells)
