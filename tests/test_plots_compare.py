@@ -112,6 +112,14 @@ def test_a_run_called_like_its_method_has_one_name() -> None:
     assert key(plots.comparison([an_entry("delt"), an_entry("random", "random")])) == ["DELT", "random real images"]
 
 
+def test_runs_of_a_study_are_called_by_their_methods_and_no_two_look_alike() -> None:
+    many = [an_entry(f"method {k}-ipc10", f"method {k}") for k in range(10)]  # more than there are colours
+    figure = plots.comparison(many)
+    assert key(figure) == [f"method {k}" for k in range(10)]
+    drawn = [container.lines[0] for container in figure.axes[0].containers]  # type: ignore[attr-defined]
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == 10
+
+
 def test_a_block_per_set_and_a_row_per_class() -> None:
     figure = plots.side_by_side({"a": a_set(), "b": a_set(ipc=2, sub_batches=2)}, per_class=4)
     one, other = figure.axes

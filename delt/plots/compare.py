@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,21 +65,23 @@ def comparison(entries: Sequence[Entry], labels: str | None = None) -> Figure:
 
 
 def _looks(entries: Sequence[Entry]) -> dict[str, tuple[SetStyle, str]]:
-    """Name in the key -> colour of the set, and a marker that no other run of that set has."""
-    styles, seen = set_styles(entry.set for entry in entries), dict.fromkeys((entry.set for entry in entries), 0)
+    """Name in the key -> colour of the set, and a marker that no other run of that colour has."""
+    styles, seen = set_styles(entry.set for entry in entries), Counter[str]()
     several = len({entry.ipc for entry in entries}) > 1
     looks: dict[str, tuple[SetStyle, str]] = {}
     for entry in entries:
         size = f", ipc {entry.ipc}" if several else ""
         what = f": {elided(entry.set, WORD)}{size}"
         name = elided(entry.run, KEY - len(what)) + what
-        if entry.run == entry.set or not entry.own:  # a control stands for itself, unless two runs have different ones
+        plain = entry.run in (entry.set, f"{entry.set}-ipc{entry.ipc}")
+        if plain or not entry.own:  # a method stands for its run, a control for itself, unless two runs have different ones
             short = next((words for words in (styles[entry.set].label + size, entry.set + size) if len(words) <= KEY), name)
             name = short if short not in looks else name
         while name in looks:  # where what tells two runs apart was left out
             name += "'"
-        looks[name] = (styles[entry.set], MARKERS[seen[entry.set] % len(MARKERS)])
-        seen[entry.set] += 1
+        colour = styles[entry.set].colour  # of two sets where there are more sets than colours
+        looks[name] = (styles[entry.set], MARKERS[seen[colour] % len(MARKERS)])
+        seen[colour] += 1
     return looks
 
 

@@ -78,6 +78,7 @@ SETS: dict[str, SetStyle] = {  # colours of Okabe and Ito, and one of Tol, which
     "sre2l": SetStyle("SRe2L", "#e69f00"),
     "rded": SetStyle("RDED", "#cc79a7"),
     "gvbsm": SetStyle("G-VBSM", "#882255"),
+    "fadrm": SetStyle("FADRM", "#44aa99"),
     "random": SetStyle("random real images", "#444444", dashed=True),
     "real": SetStyle("real images", GREY),
     "full": SetStyle("all real images", GREY),
