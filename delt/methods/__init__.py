@@ -233,10 +233,11 @@ def _spec_of(dataset: str, size: object) -> DatasetSpec:
 
 
 def _as_short(preset: Flat, own: Flat) -> Flat:
-    """A method's settings under a preset: one that shortens runs or shrinks the teacher does so for every method that has one."""
-    own = dict(own)
-    others = preset.pop("teacher_others", None)
-    if others and own.get("teacher_others"):
+    """A method's settings under a preset: one that shortens runs does so for every method, one that shrinks the teacher also shrinks
+    those beside it, unless the method names their width.
+    """
+    own, others = dict(own), preset.pop("teacher_others", None)
+    if others and any(named(name)[1] is None for name in own.get("teacher_others", ())):
         own["teacher_others"] = others
     if "iterations" in preset and own.get("iterations"):
         del own["iterations"]
