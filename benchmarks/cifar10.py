@@ -1,7 +1,7 @@
 """Every method on CIFAR-10 against its published numbers: cell by cell, each kept when it is done.
 
-    python -m benchmarks.cifar10 --data-root DIR --methods all --ipc 10,50        # ResNet-18, a GPU and hours
-    python -m benchmarks.cifar10 --data-root DIR --reduced                        # ConvNet-3, 5 classes, IPC 10: two CPU cores and an hour
+    python -m benchmarks.cifar10 --methods all --ipc 10,50        # ResNet-18, a GPU and hours
+    python -m benchmarks.cifar10 --reduced                        # ConvNet-3, 5 classes, IPC 10: two CPU cores, an hour and a half
 
 A cell is a method at a number of images per class. Its run is evaluated under the recipe `common` and, on a GPU, under
 the paper's own; random real images stand beside it under both. The most informative cells come first, students of the
@@ -125,7 +125,7 @@ def wanted(methods: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", required=True, help="folder that holds cifar-10-batches-py/")
+    parser.add_argument("--data-root", help="folder that holds cifar-10-batches-py/ (default: downloaded into the cache)")
     parser.add_argument("--methods", default="all")
     parser.add_argument("--ipc", default="10", help="images per class, with commas")
     parser.add_argument("--seeds", type=int, default=3, help="students per row")
@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--preset", help="smoke proves that the script works, and writes its numbers to --out")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
     options = parser.parse_args()
-    given = {"data_root": options.data_root, "data_download": False, "evaluate_seeds": options.seeds, "preset": options.preset}
+    given = {"data_root": options.data_root, "evaluate_seeds": options.seeds, "preset": options.preset}
     place = options.out if options.preset else RESULTS
     path = place / f"cifar10_{'reduced' if options.reduced else 'resnet18'}.json"
     if options.preset:
@@ -149,12 +149,16 @@ def main() -> int:
                 runs[name] = run_cell(method, ipc, options.reduced, given, options.out / name)
             except (DeltError, RuntimeError) as error:  # RuntimeError: a GPU that is out of memory
                 traceback.print_exc()
-                failed[name] = str(error).splitlines()[0]
+                failed[name] = repr(error)
             if runs:
                 found = keep(runs, failed, path)
     if name := next((name for name in runs if name.startswith("random-")), None):
         print(f"{datetime.now(UTC):%H:%M} all real images", flush=True)
-        runs[name] = run_full(runs[name].config.ipc, options.reduced, given, options.out / name)
+        try:
+            runs[name] = run_full(runs[name].config.ipc, options.reduced, given, options.out / name)
+        except (DeltError, RuntimeError) as error:
+            traceback.print_exc()
+            failed["full"] = repr(error)
         found = keep(runs, failed, path)
     if found:
         print("\n".join(["", table(found), "", *differences_to(found, "random"), "", str(path)]))
