@@ -183,6 +183,7 @@ class RecoverConfig(Section):
         choices=("class", "mixed"),
     )
     group_size: int = option(100, "images whose BatchNorm statistics are matched together", low=1)
+    group_rounds: int = option(1, "images of each class in a mixed group (published: 1)", low=1)
     group_cut: str = option(
         "whole",
         "whole: no class is cut where ipc allows, since a part of one biases the statistics; contiguous: class-sorted chunks (published)",

@@ -43,24 +43,32 @@ def cut_contiguous(classes: Sequence[int], ipc: int, group_size: int) -> list[li
     return [images[i : i + group_size] for i in range(0, len(images), group_size)]
 
 
-def cut_mixed(classes: Sequence[int], ipc: int, group_size: int) -> list[list[tuple[int, int]]]:
-    """One image of each of up to `group_size` different classes (SRe2L, CDA)."""
-    chunks = [classes[i : i + group_size] for i in range(0, len(classes), group_size)]
-    return [[(c, i) for c in chunk] for i in range(ipc) for chunk in chunks]
+def cut_mixed(classes: Sequence[int], ipc: int, group_size: int, rounds: int = 1) -> list[list[tuple[int, int]]]:
+    """One image of each of up to `group_size` different classes (SRe2L, CDA), or `rounds` images of each of fewer."""
+    breadth = max(1, group_size // rounds)
+    chunks = [classes[i : i + breadth] for i in range(0, len(classes), breadth)]
+    return [[(c, i) for i in range(first, min(first + rounds, ipc)) for c in chunk] for first in range(0, ipc, rounds) for chunk in chunks]
 
 
 def make_groups(
-    classes: int, schedule: Schedule, grouping: str = "class", group_size: int = 100, cut: str = "whole", drop_empty: bool = False
+    classes: int,
+    schedule: Schedule,
+    grouping: str = "class",
+    group_size: int = 100,
+    cut: str = "whole",
+    drop_empty: bool = False,
+    rounds: int = 1,
 ) -> list[Group]:
     """Divide `classes` x `schedule.ipc` images into groups.
 
     Args:
         schedule: of one class; `schedule.sub_batch_of[i]` is the sub-batch of its i-th image.
+        rounds: images of each class in a mixed group.
         drop_empty: leave out the rounds in which no image of a group joins; its run and schedules shrink.
     """
     ipc = schedule.ipc
     if grouping == "mixed":
-        chunks = cut_mixed(range(classes), ipc, group_size)
+        chunks = cut_mixed(range(classes), ipc, group_size, rounds)
     elif cut == "contiguous":
         chunks = cut_contiguous(range(classes), ipc, group_size)
     else:

@@ -67,6 +67,17 @@ def test_contiguous_chunks_cut_classes_as_the_class_sorted_list_falls() -> None:
     assert groups[2].schedule.sizes == (0, 0, 1, 1)
 
 
+@pytest.mark.parametrize(("ipc", "size", "rounds"), [(6, 100, 2), (5, 100, 2), (4, 6, 3), (3, 1, 2), (2, 100, 5)])
+def test_mixed_groups_may_hold_several_images_of_each_class(ipc: int, size: int, rounds: int) -> None:
+    groups = make_groups(5, plan(24, ipc), "mixed", size, rounds=rounds)
+    assert sorted(member for group in groups for member in group.members) == [(c, i) for c in range(5) for i in range(ipc)]
+    assert len({group.key for group in groups}) == len(groups)
+    for group in groups:
+        classes, indices = {c for c, _ in group.members}, {i for _, i in group.members}
+        assert len(group.members) == len(classes) * len(indices) <= max(size, rounds), "as many of each class"
+        assert len(indices) <= rounds and len(classes) <= max(1, size // rounds)
+
+
 def test_mixed_groups_hold_one_image_of_each_class() -> None:
     groups = make_groups(5, plan(24, 3, sub_batches=1), "mixed", 2)
     assert [group.members for group in groups] == [tuple((c, i) for c in chunk) for i in range(3) for chunk in ([0, 1], [2, 3], [4])]

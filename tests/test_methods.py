@@ -261,6 +261,7 @@ def test_stages_and_statistics_that_do_not_fit_are_refused():
         ({"method": "gvbsm", "recover_match": "bn"}, "recover_match is 'bn', and method gvbsm means 'bn.conv'"),
         ({"method": "gvbsm", "recover_grouping": "mixed"}, "recover_grouping is 'mixed', and method gvbsm means 'class'"),
         ({"method": "cda", "recover_densify": 1.0}, "recover_densify needs several images of a class in a group"),
+        ({"recover_group_rounds": 2}, "recover_group_rounds is for mixed groups"),
         ({"recover_drop": 0.4}, "recover_match bn has none: leave it out, or give recover_match bn.conv"),
         ({"rank_keep": "given", "rank_factor": 2}, "takes whole images as they are: leave out rank_crops and rank_factor"),
         ({"recover_record_classes": "3,11"}, "unknown class of digits to record '11'"),

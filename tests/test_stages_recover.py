@@ -163,6 +163,7 @@ CASES: dict[str, dict[str, Any]] = {
     "own clock": {"clock": "own"},
     "one sub-batch": {"sub_batches": 1},
     "sre2l": {"sub_batches": 1, "grouping": "mixed", "curriculum": "none", "min_crop": 0.2},
+    "mixed in rounds": {"grouping": "mixed", "group_rounds": 2},
     "mixed and late": {"grouping": "mixed", "curriculum": "linear", "milestone": 0.5},
     "cut classes": {"group_size": 2, "group_cut": "contiguous"},
     "cut classes, own clock": {"group_size": 2, "group_cut": "contiguous", "clock": "own"},
@@ -181,7 +182,8 @@ def test_the_whole_run_is_the_slow_references(name: str, channels: int, monkeypa
     caught = in_double(monkeypatch)
     made = recover(teacher, patches, settings, job())
     schedule = plan(9, ipc, None, settings.sub_batches)
-    groups = make_groups(CLASSES, schedule, settings.grouping, settings.group_size, settings.group_cut, settings.drop_empty_rounds)
+    how = (settings.grouping, settings.group_size, settings.group_cut, settings.drop_empty_rounds, settings.group_rounds)
+    groups = make_groups(CLASSES, schedule, *how)
     packs = module.packs(groups, 1)
     assert len(caught) == len(packs) == len(groups)
     for floats, (group,) in zip(caught, packs, strict=True):

@@ -78,7 +78,8 @@ def groups_of(config: RunConfig, classes: int) -> list[Group]:
     recover, schedule = config.recover, schedule_of(config)
     if not schedule.iterations:
         return []
-    return make_groups(classes, schedule, recover.grouping, recover.group_size, recover.group_cut, recover.drop_empty_rounds)
+    how = (recover.grouping, recover.group_size, recover.group_cut, recover.drop_empty_rounds, recover.group_rounds)
+    return make_groups(classes, schedule, *how)
 
 
 def duration(seconds: float) -> str:

@@ -304,9 +304,12 @@ def _misfits(config: RunConfig, schedule: Schedule) -> Iterator[str]:
         yield "recover_match bn+conv knows patches of the full size alone: give recover_small_side 1, or recover_match bn"
     if recover.match == "bn" and recover.drop:
         yield "recover_drop leaves out convolutions, and recover_match bn has none: leave it out, or give recover_match bn+conv"
-    if recover.grouping == "mixed" and recover.densify:
+    if recover.grouping == "class" and recover.group_rounds > 1:
+        yield "recover_group_rounds is for mixed groups, and a class group holds all images of its classes: leave it out"
+    single = recover.grouping == "mixed" and recover.group_rounds == 1
+    if single and recover.densify:
         yield "recover_densify needs several images of a class in a group: leave it out, or give recover_grouping class"
-    if recover.grouping == "mixed" and recover.drop_empty_rounds and schedule.sub_batches > 1:
+    if single and recover.drop_empty_rounds and schedule.sub_batches > 1:
         yield (
             "recover_drop_empty_rounds leaves every image of a mixed group, which holds one of each class, with one round: "
             "nothing is early or late; give False (--recover-drop-empty-rounds False) or class groups"

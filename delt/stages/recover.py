@@ -80,7 +80,13 @@ def recover(
         for one in teachers:
             require_side(one.model, one.card.arch, one.card.channels, small_side(one.card.size, config))
     groups = make_groups(
-        len(teacher.card.classes), schedule, config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds
+        len(teacher.card.classes),
+        schedule,
+        config.grouping,
+        config.group_size,
+        config.group_cut,
+        config.drop_empty_rounds,
+        config.group_rounds,
     )
     job.emit({"stage": "recover", "total": sum(group.schedule.image_iterations for group in groups), "unit": "img-it"})
     local = Job(job.seed, runtime, job.work, watch=job.watch)  # the pool and the listener stay with this process
