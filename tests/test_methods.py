@@ -116,6 +116,7 @@ def test_what_the_rest_starts_from_cannot_be_changed_afterwards(given):
 def test_every_documented_value_can_be_said():
     assert configure("imagenet-1k").teacher.weights == "IMAGENET1K_V1"
     assert configure("imagenet-1k", teacher_weights="train").teacher.weights == "train"
+    assert configure("imagenet-1k", data_classes="n01440764,n02102040").teacher.weights == "train"
     assert configure("digits", preset="smoke", rank_images=0).rank.images == 0
     assert configure("digits", preset="demo", teacher_arch="mobilenet_v2").teacher.width is None  # 32 was chosen for convnet3
 

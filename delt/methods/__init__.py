@@ -220,6 +220,8 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
     own = _as_short(preset, METHODS[start["method"]].settings(spec))
     layers = [{"preset": start["preset"]}, spec.defaults, preset, own, FIDELITY[start["fidelity"]], given]
     flat = {name: value for layer in layers for name, value in layer.items()}
+    if "data_classes" in given and "teacher_weights" not in given:
+        flat.pop("teacher_weights", None)  # published ones know all classes
     if flat.get("teacher_others") and "teacher_others" not in given:
         first = own_width(flat.get("teacher_arch", "resnet18"), flat.get("teacher_width"))
         flat["teacher_others"] = [name for name in flat["teacher_others"] if own_width(*named(name)) != first]
