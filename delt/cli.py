@@ -243,13 +243,17 @@ def show(folders: tyro.conf.Positional[Folders]) -> None:
     Args:
         folders: run folders, or patterns such as "runs/*".
     """
-    from delt.analysis.compare import table
+    from delt.analysis.compare import differences_to, table
     from delt.results import compare, load_all
 
     if not folders:
         raise ConfigError("no run folder: name one, or several to compare them")
     runs = load_all(folders)
-    print(table(compare(runs)) if len(runs) > 1 else next(iter(runs.values())).describe())
+    if len(runs) == 1:
+        print(next(iter(runs.values())).describe())
+    else:
+        found = compare(runs)
+        print("\n".join([table(found), "", *differences_to(found, "random")]).rstrip())
 
 
 def verify(folder: tyro.conf.Positional[Path]) -> None:

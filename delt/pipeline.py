@@ -275,15 +275,16 @@ class Pipeline:
         full = full_tasks(self.real, SoftLabels(teachers[0], ""), self.config.evaluate, job) if self.config.evaluate.full else []
         tasks = [*(task for part in parts for task in part.students(teachers, job)), *full]
         reset_peak(self.config.runtime, self.pool)
-        begun, known = time.monotonic(), self.known_scores()
+        begun, started, known = time.monotonic(), self.pool.startup, self.known_scores()
         known.add(row for task in full if (row := cache.load_score(self.full_key(task))))
         rows = run_students(tasks, job, known.rows)
         for task, row in zip(tasks, rows, strict=True):
             if row.set == "full":
                 cache.keep_score(self.full_key(task), row)
+        seconds = time.monotonic() - begun - (self.pool.startup - started)
         for part in parts:
             own = rows if part is self else [row for row in rows if row.set == part.set_name]
-            part.keep_scores(own, time.monotonic() - begun)
+            part.keep_scores(own, seconds)
 
     def students(self, teachers: Teachers, job: Job) -> list[StudentTask]:
         """The students of this set, as values."""
@@ -440,12 +441,13 @@ class Pipeline:
         files: list[Path] = []
         work = self.folder.work(name, keys | self.machine_keys())
         reset_peak(self.config.runtime, self.pool)
-        watch = Stopwatch(work / "seconds.json", self.named)
+        watch, started = Stopwatch(work / "seconds.json", self.named), self.pool.startup
         try:
             yield Job(self.config.seed, self.config.runtime, work, watch, self.pool, self.watch), files
         finally:
             watch.note()
-        self.folder.commit(name, keys, files, watch.seconds, peak_memory(self.config.runtime, self.pool))
+        seconds = watch.seconds - (self.pool.startup - started)
+        self.folder.commit(name, keys, files, seconds, peak_memory(self.config.runtime, self.pool))
 
 
 def _digests(others: Teachers) -> Keys:

@@ -16,8 +16,9 @@ import queue
 import resource
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,6 +266,7 @@ class Pool:
     """
 
     runtime: RuntimeConfig
+    startup: float = field(default=0.0, repr=False)  # seconds that starting the workers took, which are no stage's own
     peak: int = 0  # largest memory in bytes that a worker had in a task since `reset_peak`
     _executor: ProcessPoolExecutor | None = field(default=None, repr=False)
     _events: Any = field(default=None, repr=False)
@@ -290,9 +292,10 @@ class Pool:
         if self.workers == 1 or len(tasks) < 2:
             return [fn(task, emit) for task in tasks]
         executor = self._start()
+        futures: list[Any] = []
         with _forward(self._events, emit):
-            futures = [executor.submit(_call, fn, _Plain(task)) for task in tasks]
             try:
+                futures += [executor.submit(_call, fn, _Plain(task)) for task in tasks]
                 results: list[Any] = []
                 for future in futures:
                     result, peak = future.result()
@@ -315,7 +318,10 @@ class Pool:
         if self._executor is None:
             context = multiprocessing.get_context("spawn")
             self._events = context.Queue()
+            begun = time.monotonic()
             self._executor = ProcessPoolExecutor(self.workers, context, _enter_worker, (self.runtime, self._events))
+            wait([self._executor.submit(time.monotonic) for _ in range(self.workers)])  # each starts a process
+            self.startup += time.monotonic() - begun
         return self._executor
 
 

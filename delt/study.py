@@ -69,10 +69,11 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
 
 def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], given: dict[str, Any]) -> dict[str, RunConfig]:
     """Name of each run -> its configuration, all of them checked."""
+    methods = list(methods)
     given, own = {name: value for name, value in given.items() if value is not None}, _own_recipes(given)
     names = [name for name in dict.fromkeys([CONTROL, *methods]) if not (own and name == CONTROL)]
-    if not set(names) - {CONTROL}:
-        raise ConfigError(f"methods are {CONTROL}; name at least one beside {CONTROL}, which is always there")
+    if not {name for name in names if name} - {CONTROL}:
+        raise ConfigError(f"methods are {', '.join(methods) or 'none'}; name at least one beside {CONTROL}, which is always there")
     usual: dict[str, Any] = {"evaluate_controls": [CONTROL] if own else []}
     usual |= {} if given.get("preset") == "smoke" else {"evaluate_seeds": SEEDS}
     configs = {}

@@ -102,7 +102,7 @@ def test_without_a_named_reference_it_is_the_first_point():
     first, second = row(soft=[80.0, 82.0], hard=[60.0, 62.0], m=1), row(soft=[83.0, 85.1], hard=[60.0, 62.0], m=2)
     lines = against([first, second])
     assert [line.split()[0] for line in lines] == ["soft", "m", "hard", "m"]
-    assert lines[1] == "  m 2: +3.05 ± 0.05 above m 1" and lines[3] == "  m 2: +0.00 ± 0.00 above m 1 (inside the noise)"
+    assert lines[1] == "  m 2: +3.05 ± 0.05 above m 1" and lines[3] == "  m 2: +0.00 ± 0.00 above m 1 (no difference)"
     assert against([first]) == against([]) == []
 
 

@@ -483,7 +483,7 @@ def test_images_from_elsewhere_score_as_those_of_the_run_that_made_them(started,
 
 def test_a_permuted_folder_is_refused_before_a_student_is_trained(started, tmp_path):
     names = [f"{(n + 3) % 10:05d}" for n in range(10)]  # the folder 00003 holds the zeros
-    with pytest.raises(DataError, match="class order: .*rename the folders to class names") as caught:
+    with pytest.raises(DataError, match="class order: .*rename the folders to the classes") as caught:
         delt.run(given(written(started, tmp_path / "images", names)), tmp_path / "run", listener=quiet)
     folder, looks, called = re.search(r"folder (\d{5}) looks like class '(\d)' and not '(\d)'", str(caught.value)).groups()
     assert int(folder) == int(called) == (int(looks) + 3) % 10

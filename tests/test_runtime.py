@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,17 @@ def test_pool_returns_results_in_order_and_forwards_every_event(pool: Pool):
     assert os.getpid() not in {process for _, process, _ in results}
     assert {threads for *_, threads in results} == {1}
     assert [task.tolist() for task in tasks] == [[float(number), 1.0] for number in range(12)]  # nothing is shared
+
+
+def test_starting_the_workers_is_counted_apart_from_their_work():
+    with Pool(RuntimeConfig(device="cpu", workers=2, threads=1)) as pool:
+        assert pool.startup == 0.0
+        begun = time.monotonic()
+        pool.map(halve, [torch.ones(1)] * 2)
+        whole, started = time.monotonic() - begun, pool.startup
+        assert whole / 2 < started < whole, "importing torch takes longer than halving two numbers"
+        pool.map(halve, [torch.ones(1)] * 2)
+        assert pool.startup == started
 
 
 def test_pool_passes_errors_on_with_type_and_message(pool: Pool):

@@ -84,6 +84,8 @@ class Difference(NamedTuple):
         """What speaks against reading the mean as it is; empty where nothing does."""
         if self.error is None:
             return "(one student each, so the noise is unknown)"
+        if not self.mean and not self.error:
+            return "(no difference)"
         return "" if self.clear else "(inside the noise)"
 
     def __str__(self) -> str:

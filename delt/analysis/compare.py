@@ -295,9 +295,10 @@ def table(found: Sequence[Entry]) -> str:
     robust, claimed = [robustness(found, entry) for entry in found], any(claims(entry) for entry in found)
     quality = [
         "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
-        "best*: mean over the soft students' best epochs, chosen by the test set itself: only beside published values that were",
-        "cosine: intra-class, lower is more diverse",
+        "best*: mean over the soft students' best epochs, chosen by the test set itself: to compare with published values chosen so",
     ]
+    if any(entry.cosine is not None for entry in found):
+        quality.append("cosine: intra-class, lower is more diverse")
     if any(score is not None for score in robust):
         quality.append("LRS: DD-Ranking's label-robust score from these numbers, without its search for learning rates; higher is better")
     if claimed:

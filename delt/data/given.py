@@ -111,7 +111,7 @@ def count_given(folder: str | Path) -> int:
 
 def _require(folder: str | None, ipc: int) -> tuple[Path, Part]:
     if not folder:
-        raise ConfigError("method given needs its images: --rank-folder FOLDER, with FOLDER/CLASS/*")
+        raise ConfigError("method given needs its images: --rank-folder FOLDER, with FOLDER/CLASS/* (or `delt evaluate --images FOLDER`)")
     root = Path(folder).expanduser()
     part = _read(root)
     if (count := _count(part, root)) != ipc:
@@ -139,7 +139,7 @@ def _labels(root: Path, names: list[str], info: DataInfo) -> tuple[dict[str, int
     """Folder -> label, and whether they go by name."""
     by_name = {name: label for label, name in enumerate(info.classes)}
     if set(names) == set(by_name):
-        return by_name, True
+        return by_name, not all(name.isdecimal() for name in names)  # 0 to 9 may be digits, or no more than numbers
     numbers = {name: int(found[1]) for name in names if (found := NUMBERED.fullmatch(name))}
     if len(numbers) == len(names) and sorted(numbers.values()) == list(range(len(info.classes))):
         return numbers, False
@@ -165,8 +165,8 @@ def _more(names: list[str]) -> str:
 def check_order(given: Given, seen: Tensor) -> str:
     """Compare the folders with the classes that a teacher sees in the images, and return what is to be said about it.
 
-    Another order must agree clearly better than the given one and than the best order of guessed classes, which fits few
-    images well.
+    In the folders that another order would move, it must agree clearly better than the given one and than the best order of
+    guessed classes, which fits few images well.
 
     Args:
         seen: int64 [K * ipc], the teacher's classes.
@@ -176,19 +176,28 @@ def check_order(given: Given, seen: Tensor) -> str:
     """
     classes, labels = given.info.classes, given.labels()
     order, best = best_order(labels, seen, len(classes))
-    agree, guessed = _percent(labels == seen), stream("given", "order")
-    chance = max(best_order(labels, torch.randint(len(classes), seen.shape, generator=guessed), len(classes))[1] for _ in range(DRAWS))
-    if best < max(agree + MARGIN, 2 * agree, chance + MARGIN):
+    agree = _percent(labels == seen)
+    moved = [label for label, other in enumerate(order) if label != other]
+    inside = torch.isin(labels, torch.tensor(moved, dtype=torch.long))
+    own, other = _percent((labels == seen)[inside]), _percent((torch.tensor(order)[labels] == seen)[inside])
+    if not moved or other < max(own + MARGIN, 2 * own, _chance(labels[inside], len(classes)) + MARGIN):
         return f"images from {given.root}: {agree:.1f} % are what their folder says, as the teacher sees them"
     hits = labels[torch.tensor(order)[labels] == seen].bincount(minlength=len(classes)).tolist()
-    label = max((label for label, other in enumerate(order) if label != other), key=lambda label: hits[label])
-    found = (
-        f"class order: folder {given.folders[label]} looks like class {classes[order[label]]!r} and not {classes[label]!r} "
-        f"({best:.0f} % of the images agree in the best order, {agree:.0f} % as given)"
-    )
+    clearest = sorted(moved, key=lambda label: -hits[label])
+    pairs = [
+        f"folder {given.folders[label]} looks like class {classes[order[label]]!r} and not {classes[label]!r}" for label in clearest[:3]
+    ]
+    more = f", and {len(moved) - 3} more" if len(moved) > 3 else ""
+    found = f"class order: {', '.join(pairs)}{more} ({best:.0f} % of the images agree in the best order, {agree:.0f} % as given)"
     if not given.named:
-        raise DataError(f"{found}: rename the folders to class names")
+        raise DataError(f"{found}: rename the folders to the classes that they hold")
     return f"warning: {found}: the folders have the names of the classes, so these count"
+
+
+def _chance(labels: Tensor, classes: int) -> float:
+    """What the best order of guessed classes reaches at most in a few draws, in %, for images with these labels."""
+    guessed = stream("given", "order")
+    return max(best_order(labels, torch.randint(classes, labels.shape, generator=guessed), classes)[1] for _ in range(DRAWS))
 
 
 def best_order(labels: Tensor, seen: Tensor, classes: int) -> tuple[list[int], float]:
@@ -201,4 +210,4 @@ def best_order(labels: Tensor, seen: Tensor, classes: int) -> tuple[list[int], f
 
 
 def _percent(marks: Tensor) -> float:
-    return 100 * float(marks.double().mean())
+    return 100 * float(marks.double().mean()) if len(marks) else 0.0

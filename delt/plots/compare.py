@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from delt.analysis.accuracy import KINDS
@@ -59,6 +59,8 @@ def comparison(entries: Sequence[Entry], labels: str | None = None) -> Figure:
     alike.xaxis.set_major_locator(MaxNLocator(5))
     cost.set(xlabel="Synthesis (seconds, without the teacher)", ylabel="Top-1 accuracy (%)")
     alike.set_xlabel("Intra-class cosine (lower is more diverse)")
+    if known and all(entry.cosine is None for entry in known):
+        note(alike, "one image of a class\nhas no similarity")
     if not known:
         note(cost, f"no student has been trained\nwith {labels} labels yet")
     return figure
@@ -122,6 +124,7 @@ def _cost_axis(ax: Axes, values: Sequence[float]) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if max(values) < WIDER * min(values) else (1.0,)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1e4 else f"{value / 1000:,.6g}k"))
+        ax.xaxis.set_minor_formatter(NullFormatter())  # its own would write mathematics
     else:
         ax.xaxis.set_major_locator(MaxNLocator(5))
 
