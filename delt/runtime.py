@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -31,6 +32,7 @@ from delt.config import RuntimeConfig
 from delt.errors import ConfigError, RunError
 
 T = TypeVar("T")
+PATIENCE = 120.0  # seconds that a worker waits for the others at the start
 Emit = Callable[[dict[str, Any]], None]  # receives progress events; see delt.pipeline
 PROCESS = Path("/proc/self")  # where Linux says what this process takes
 
@@ -291,7 +293,7 @@ class Pool:
         """
         if self.workers == 1 or len(tasks) < 2:
             return [fn(task, emit) for task in tasks]
-        executor = self._start()
+        executor = self._start(fn.__module__)
         futures: list[Any] = []
         with _forward(self._events, emit):
             try:
@@ -314,25 +316,33 @@ class Pool:
                     future.cancel()
                 raise
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _start(self, module: str) -> ProcessPoolExecutor:
+        """The workers, all of them up, with the module imported that they are wanted for."""
         if self._executor is None:
-            context = multiprocessing.get_context("spawn")
+            begun, context = time.monotonic(), multiprocessing.get_context("spawn")
             self._events = context.Queue()
-            begun = time.monotonic()
-            self._executor = ProcessPoolExecutor(self.workers, context, _enter_worker, (self.runtime, self._events))
-            wait([self._executor.submit(time.monotonic) for _ in range(self.workers)])  # each starts a process
+            given = (self.runtime, self._events, context.Barrier(self.workers))
+            self._executor = ProcessPoolExecutor(self.workers, context, _enter_worker, given)
+            wait([self._executor.submit(_arrive, module) for _ in range(self.workers)])
             self.startup += time.monotonic() - begun
         return self._executor
 
 
 _worker_events: Any = None  # set once in a worker process, never in the parent
+_worker_barrier: Any = None
 _worker_runtime = RuntimeConfig()
 
 
-def _enter_worker(runtime: RuntimeConfig, events: Any) -> None:
-    global _worker_events, _worker_runtime
-    _worker_events, _worker_runtime = events, runtime
+def _enter_worker(runtime: RuntimeConfig, events: Any, barrier: Any) -> None:
+    global _worker_events, _worker_barrier, _worker_runtime
+    _worker_events, _worker_barrier, _worker_runtime = events, barrier, runtime
     _apply(dataclasses.replace(runtime, threads=runtime.threads or 1))
+
+
+def _arrive(module: str) -> None:
+    """Import what the work needs, and wait until every worker has: the first one up would otherwise take all the work."""
+    importlib.import_module(module)
+    _worker_barrier.wait(PATIENCE)
 
 
 @dataclass
