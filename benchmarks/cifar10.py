@@ -152,7 +152,8 @@ def main() -> int:
                 failed[name] = repr(error)
             if runs:
                 found = keep(runs, failed, path)
-    if name := next((name for name in runs if name.startswith("random-")), None):
+    name = next((name for name in runs if name.startswith("random-")), None)
+    if name and not options.preset:  # no preset shortens it
         print(f"{datetime.now(UTC):%H:%M} all real images", flush=True)
         try:
             runs[name] = run_full(runs[name].config.ipc, options.reduced, given, options.out / name)

@@ -16,6 +16,7 @@ from delt.analysis.compare import (
     as_reported,
     caveats,
     differences,
+    differences_to,
     entries,
     label_robust_score,
     merged,
@@ -306,3 +307,13 @@ def test_a_part_of_the_classes_and_another_size_are_in_the_data_sets_name():
 
     assert data() == {"cifar10"} and data(data_classes="cat,dog,frog") == {"cifar10, 3 classes"}
     assert data(data_classes="cat,dog", data_size=16) == {"cifar10, 2 classes at 16 px"}
+
+
+def test_differences_under_several_protocols_name_them():
+    own, random, _ = a_run()
+    random = replace(random, accuracy=own.accuracy)  # as many students, of the same seeds
+    other = HOW._replace(recipe="paper:delt")
+    beside = [own, random, *(replace(entry, protocol=other) for entry in (own, random))]
+    lines = differences_to(beside, "random")
+    assert [line.split(":")[0] for line in lines[1:3]] == ["  a (convnet3, recipe common, 10 epochs)", "  a (convnet3, recipe paper"]
+    assert [line.split(":")[0] for line in differences_to([own, random], "random")[1:]] == ["  a"]

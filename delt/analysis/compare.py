@@ -236,7 +236,9 @@ def differences_to(found: Sequence[Entry], reference: str) -> list[str]:
             continue
         pairs = {kind: paired(own, beside.accuracy[kind]) for kind, own in entry.accuracy.items() if kind in beside.accuracy}
         words = [f"{kind} {pair}" for kind in KINDS if (pair := pairs.get(kind))]
-        lines += [f"  {entry.run}: {', '.join(words)}"] if words else []
+        several = len({e.protocol for e in found if (e.run, e.set) == (entry.run, entry.set)}) > 1
+        name = f"{entry.run} ({entry.protocol})" if several else entry.run
+        lines += [f"  {name}: {', '.join(words)}"] if words else []
     return lines if len(lines) > 1 else []
 
 
