@@ -74,6 +74,7 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
         raise unknown("stage", until, STAGES)
     bars, meter = Bars(), None
     config = absolute(replace(config, runtime=resolve(config.runtime)))
+    check_names(config)  # before there is a folder
     with settings(config.runtime), RunFolder(Path(out)).hold() as folder, Pool(config.runtime) as pool:
         try:
             meter = Meter(folder.path / "metrics.jsonl", listener or bars)
@@ -116,7 +117,6 @@ class Pipeline:
     def go(self, until: str) -> None:
         """Do the stages up to `until`, for the run and its controls; the manifest comes last."""
         stages = STAGES[: STAGES.index(until) + 1]
-        check_names(self.config)
         self.refuse_changes()
         tiles = 1 if self.config.rank.keep == "noise" else self.config.rank.factor**2
         require_images(self.real, self.config.ipc * tiles)

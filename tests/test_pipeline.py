@@ -639,6 +639,7 @@ def test_teachers_that_cannot_be_are_refused_before_any_is_trained(tmp_path, giv
     with pytest.raises(error, match=message):
         delt.run(tiny(**given), tmp_path / "a", listener=quiet)
     assert not (tmp_path / "a" / "teachers").exists()
+    assert (tmp_path / "a").exists() == ("recover_stages" in given), "what needs no data leaves no folder"
 
 
 def test_fadrm_at_two_sizes_runs_to_the_end(tmp_path):
