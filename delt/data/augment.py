@@ -62,11 +62,20 @@ def axis_operator(start: Tensor, length: Tensor, size: int, flip: Tensor | None 
     return operator
 
 
+def resizer(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
+    """Matrices [n, side, size] that cut `length` of `size` pixels from `start` and resize them to `side`: bilinear, antialiased."""
+    start, length, pixel = start[:, None, None], length[:, None, None], torch.arange(size)
+    centre = (torch.arange(side)[:, None] + 0.5) * length / side
+    reach = (length / side).clamp_min(1)  # a shrunk pixel is the mean of all that it covers
+    weight = (1 - (pixel - start + 0.5 - centre).abs() / reach).clamp_min(0)
+    weight = weight * ((pixel >= start) & (pixel < start + length))
+    return weight / weight.sum(2, keepdim=True)
+
+
 @functools.cache
 def enlarger(size: int, side: int) -> Tensor:
-    """Matrix [side, size] that stretches `size` pixels to `side` of them, bilinear."""
-    centre = ((torch.arange(side) + 0.5) * size / side - 0.5).clamp(0, size - 1)
-    return (1 - (centre[:, None] - torch.arange(size)).abs()).clamp_min(0)
+    """Matrix [side, size] that stretches all of `size` pixels to `side` of them; made once, since every step asks for it."""
+    return resizer(torch.tensor([0]), torch.tensor([size]), size, side)[0]
 
 
 def warp(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.teacher import Teacher
 from delt.config import RankConfig
 from delt.coresets import herding, k_means
-from delt.data.augment import draw_boxes, warp
+from delt.data.augment import draw_boxes, resizer, warp
 from delt.data.given import check_order, list_given
 from delt.data.images import RealSet, normalise
 from delt.errors import DataError
@@ -179,17 +179,7 @@ def _score(teacher: Teacher, pixels: Tensor, boxes: Tensor, label: int, factor: 
 def _cut(images: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Boxes of float images [N,C,H,W] resized to side x side; a whole image at its own size keeps its exact pixels."""
     top, left, height, width = boxes.unbind(1)
-    return warp(images, _resizer(top, height, images.shape[-1], side), _resizer(left, width, images.shape[-1], side))
-
-
-def _resizer(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
-    """Matrices [n, side, size] that cut `length` of `size` pixels from `start` and resize them to `side`: bilinear, antialiased."""
-    start, length, pixel = start[:, None, None], length[:, None, None], torch.arange(size)
-    centre = (torch.arange(side)[:, None] + 0.5) * length / side
-    reach = (length / side).clamp_min(1)  # a shrunk pixel is the mean of all that it covers
-    weight = (1 - (pixel - start + 0.5 - centre).abs() / reach).clamp_min(0)
-    weight = weight * ((pixel >= start) & (pixel < start + length))
-    return weight / weight.sum(2, keepdim=True)
+    return warp(images, resizer(top, height, images.shape[-1], side), resizer(left, width, images.shape[-1], side))
 
 
 def render(ranking: Ranking, real: RealSet, ipc: int) -> Patches:
