@@ -257,10 +257,18 @@ class RuntimeConfig(Section):
     workers: int | None = option(None, "processes that share the work (default: the CPU's cores, 1 on a GPU)", low=1)
     threads: int | None = option(None, "threads per process (default: 1 on CPU)", low=1)
     precision: str = option(
-        "auto", "arithmetic of the teacher's forward pass in recover (auto: fp32)", choices=("auto", "fp32", "tf32", "fp16", "bf16")
+        "auto",
+        "arithmetic of the teacher in recover (auto: fp16 on a GPU, else fp32)",
+        choices=("auto", "fp32", "tf32", "fp16", "bf16"),
     )
     memory_format: str = option("auto", "layout of image tensors in recover", choices=("auto", "contiguous", "channels_last"))
-    packing: int | None = option(None, "groups per forward pass in recover (default: one on CPU)", low=1)
+    packing: int | None = option(None, "groups per forward pass in recover (default: one on a CPU, on a GPU what its memory holds)", low=1)
+    compile: str = option(
+        "auto",
+        "torch.compile in recover: pays in long runs (auto: those on a GPU)",
+        choices=("auto", "on", "off"),
+    )
+    graphs: str = option("auto", "replay steps as CUDA graphs (auto: on a GPU)", choices=("auto", "on", "off"))
     checkpoint_seconds: float = option(60.0, "time between two checkpoints inside a stage", low=0)
 
 

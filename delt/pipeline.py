@@ -34,6 +34,7 @@ from delt.data.given import list_given
 from delt.data.images import DataInfo, RealSet
 from delt.data.load import open_set, require_images
 from delt.data.specs import OWN_FOLDER, spec_of
+from delt.engine.pixels import small_side
 from delt.errors import ConfigError, IntegrityError, RunError, Stopped, TeacherError, unknown
 from delt.methods import control_of
 from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
@@ -43,7 +44,7 @@ from delt.results import Run, load
 from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, reset_peak, resolve, settings
 from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_tasks
 from delt.stages.rank import rank, render
-from delt.stages.recover import recover, small_side
+from delt.stages.recover import recover
 from delt.stages.relabel import relabel
 from delt.stages.squeeze import backbones, check_strength, make_teacher, remember
 
@@ -388,7 +389,7 @@ class Pipeline:
 
     def machine_keys(self) -> Keys:
         """What begun work depends on, and finished work does not: bits differ, results do not become wrong."""
-        return self.keys("device", "threads", "precision", "memory_format", "packing")
+        return self.keys("device", "threads", "precision", "memory_format", "packing", "compile", "graphs")
 
     def squeeze_keys(self) -> Keys:
         keys = self.keys("dataset", "data_size", "data_val_fraction", "data_classes", prefix="teacher_")

@@ -7,6 +7,7 @@ the same generator in any process, so a run can be stopped, resumed, sharded or 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -18,7 +19,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from delt.config import RuntimeConfig
 from delt.errors import ConfigError, RunError
@@ -99,10 +100,14 @@ def device_of(runtime: RuntimeConfig) -> torch.device:
 
 
 def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
-    """Replace every automatic choice by the value used on this machine, so that it can be stored and repeated."""
+    """Replace every automatic choice by the value used on this machine, so that it can be stored and repeated.
+
+    What depends on the work, too, is left for `delt.engine.memory.fitted`: packing and compile on a GPU.
+    """
     device = device_of(runtime)
     cpu = device.type == "cpu"
-    precision = "fp32" if runtime.precision == "auto" else runtime.precision
+    precision = ("fp32" if cpu else "fp16") if runtime.precision == "auto" else runtime.precision
+    layout = "contiguous" if cpu and precision == "fp32" else "channels_last"
     if cpu and precision in ("fp16", "tf32"):
         raise ConfigError(f"precision is {precision} on a CPU; allowed are fp32 and bf16")
     return dataclasses.replace(
@@ -111,8 +116,10 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
         workers=runtime.workers or (cores() if cpu else 1),
         threads=runtime.threads or (1 if cpu else min(8, cores())),
         precision=precision,
-        memory_format="contiguous" if runtime.memory_format == "auto" else runtime.memory_format,
-        packing=runtime.packing or (1 if cpu else 8),
+        memory_format=layout if runtime.memory_format == "auto" else runtime.memory_format,
+        packing=runtime.packing or (1 if cpu else None),
+        compile="off" if cpu and runtime.compile == "auto" else runtime.compile,
+        graphs="off" if cpu else "on" if runtime.graphs == "auto" else runtime.graphs,
     )
 
 
@@ -135,7 +142,7 @@ def settings(runtime: RuntimeConfig) -> Iterator[None]:
     They belong to the process: threads of one process that want the same share them, and the last one puts the old values
     back; a thread that wants others waits until it is alone.
     """
-    wanted, me = (runtime.threads, runtime.precision == "tf32"), threading.get_ident()
+    wanted, me = (runtime.threads, _rounds(runtime)), threading.get_ident()
     with _turn:
         _turn.wait_for(lambda: all(who == me or want == wanted for who, want, _ in _held))
         _held.append((me, wanted, _values()))
@@ -171,8 +178,13 @@ def _restore(values: _Values) -> None:
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = allowed, deterministic
 
 
+def _rounds(runtime: RuntimeConfig) -> bool:
+    """Whether 32-bit products may be rounded to TF32: then, and where the network's own are as coarse."""
+    return runtime.precision == "tf32" or (runtime.precision in HALVES and device_of(runtime).type == "cuda")
+
+
 def _apply(runtime: RuntimeConfig) -> None:
-    tf32 = runtime.precision == "tf32"
+    tf32 = _rounds(runtime)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -192,12 +204,95 @@ def seeded(device: torch.device, *key: object) -> Iterator[None]:
         yield
 
 
-def autocast(runtime: RuntimeConfig) -> contextlib.AbstractContextManager[Any]:
-    """Context in which the teacher runs in 16 bits, if the configuration says so."""
-    types = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    if runtime.precision not in types:
-        return contextlib.nullcontext()
-    return torch.autocast(device_of(runtime).type, dtype=types[runtime.precision])
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def lowered(model: nn.Module, runtime: RuntimeConfig) -> nn.Module:
+    """A frozen network in the configured arithmetic and layout: the same one, or a copy with 16-bit weights.
+
+    BatchNorm layers stay in 32 bits. A cast once is a launch per layer and step less than autocast, which repeats it for
+    weights that take no gradient.
+    """
+    last = runtime.memory_format == "channels_last"
+    if runtime.precision not in HALVES and not last:
+        return model
+    model = copy.deepcopy(model)
+    if runtime.precision in HALVES:
+        for module in model.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(HALVES[runtime.precision])
+    return model.to(memory_format=torch.channels_last) if last else model
+
+
+def given_to(images: Tensor, runtime: RuntimeConfig) -> Tensor:
+    """Images [N,C,H,W] in the arithmetic and layout of a `lowered` network."""
+    return laid_out(images.to(HALVES.get(runtime.precision, images.dtype)), runtime)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU to a device without waiting for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU's allocator, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a GPU has left for this process, what torch keeps in reserve included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+class Replay:
+    """Repeats work on tensors that stay where they are: as a CUDA graph, whose launches cost nothing, or plainly.
+
+    `replay(key, body)` runs `body()` once. The first WARM calls of a key run it as it is (libraries set themselves up), the
+    next records it, and from then on the recording is played: `body` must read and write the same tensors each time, take
+    no decisions, and return tensors, which later calls overwrite. One recording is kept at a time.
+    """
+
+    WARM = 2
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self.key: Hashable = None
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.out: Any = None
+
+    def __call__(self, key: Hashable, body: Callable[[], T]) -> T:
+        if not self.on:
+            return body()
+        if key != self.key:
+            self.forget()
+            self.key = key
+        self.calls += 1
+        if self.calls <= self.WARM:
+            return self._aside(body)
+        if self.graph is None:
+            torch.cuda.empty_cache()  # what the plain calls used, which a recording cannot
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.out = body()
+            self.graph = graph
+        self.graph.replay()
+        return self.out
+
+    def forget(self) -> None:
+        """Drop the recording and its memory."""
+        self.key, self.calls, self.graph, self.out = None, 0, None, None
+
+    def _aside(self, body: Callable[[], T]) -> T:
+        """Run on a stream of its own, as a recording will."""
+        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            out = body()
+        main.wait_stream(side)
+        return out
 
 
 def laid_out(images: Tensor, runtime: RuntimeConfig) -> Tensor:

@@ -19,6 +19,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"models"},
     {"training"},
     {"artifacts"},
+    {"engine"},
     {"stages", "methods"},
     {"analysis"},
     {"plots", "progress", "results"},
@@ -41,6 +42,7 @@ CORE = {
     "models",
     "training",
     "artifacts",
+    "engine",
     "stages",
     "methods",
 }

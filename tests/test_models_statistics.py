@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from delt.models import zoo
 from delt.models.statistics import (
+    Lines,
     Moments,
     StatisticsMatch,
     convolution_moments,
@@ -106,7 +107,8 @@ def test_packed_groups_equal_one_by_one() -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_gradcheck(groups: int) -> None:
     x = batch(3 * groups, 2)[:, :, :3, :3].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda given: Moments.apply(given, groups), (x,))
+    values = torch.full((2,), 3.0 * 9, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda given: Lines.apply(torch.cat(Moments.apply(given, groups), 1), values), (x,))
 
 
 class One(nn.Module):

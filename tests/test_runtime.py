@@ -18,17 +18,21 @@ from delt.runtime import (
     Emit,
     Job,
     Pool,
-    autocast,
+    Replay,
     cores,
     device_of,
+    given_to,
     gpus,
+    is_out_of_memory,
     laid_out,
+    lowered,
     machine,
     peak_memory,
     reset_peak,
     resolve,
     seed_of,
     seeded,
+    send,
     settings,
     silent,
     stream,
@@ -87,7 +91,15 @@ def test_resolve_on_the_cpu_leaves_nothing_automatic():
 
 def test_resolve_keeps_what_was_said():
     said = RuntimeConfig(
-        device="cpu", workers=3, threads=2, precision="bf16", memory_format="channels_last", packing=5, checkpoint_seconds=1.0
+        device="cpu",
+        workers=3,
+        threads=2,
+        precision="bf16",
+        memory_format="channels_last",
+        packing=5,
+        compile="on",
+        graphs="off",
+        checkpoint_seconds=1.0,
     )
     assert resolve(said) == said
 
@@ -132,10 +144,34 @@ def test_settings_hold_in_the_block_and_are_put_back():
     assert in_force() == before
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("auto", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_sets_the_arithmetic(precision: str, dtype: torch.dtype):
-    with autocast(RuntimeConfig(device="cpu", precision=precision)):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_lowered_network_is_a_copy_with_batchnorm_in_single_precision(precision: str, dtype: torch.dtype, layout: str):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+    runtime, images = RuntimeConfig(device="cpu", precision=precision, memory_format=layout), torch.rand(2, 3, 4, 4)
+    low = lowered(network, runtime)
+    assert (low is network) == (precision == "fp32" and layout == "contiguous")
+    assert low[0].weight.dtype == low[3].weight.dtype == dtype and low[1].weight.dtype == low[1].running_var.dtype == torch.float32
+    assert all(part.dtype == torch.float32 for part in network.parameters())
+    given = given_to(images, runtime)
+    assert given.dtype == dtype
+    assert given.is_contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
+    assert torch.allclose(low(given).float(), network(images), atol=0.02)
+
+
+def test_what_is_out_of_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not is_out_of_memory(MemoryError())
+
+
+def test_without_a_gpu_work_is_not_recorded_and_tensors_stay_where_they_are():
+    replay, calls = Replay(False), []
+    assert [replay("key", lambda: calls.append(1) or len(calls)) for _ in range(4)] == [1, 2, 3, 4]
+    tensor = torch.ones(2)
+    assert send(tensor, torch.device("cpu")) is tensor
 
 
 @pytest.mark.parametrize(("name", "layout"), [("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)])

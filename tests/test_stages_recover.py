@@ -22,6 +22,11 @@ from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RecoverConfig, RuntimeConfig
 from delt.data.images import denormalise, normalise
+from delt.engine import pixels
+from delt.engine import step as engine
+from delt.engine.pack import PackTask, interleaved
+from delt.engine.pixels import jpeg75, kept_pixels
+from delt.engine.step import State, Step
 from delt.errors import ConfigError, DeltError, Stopped
 from delt.grouping import Group, make_groups
 from delt.models import zoo
@@ -29,7 +34,7 @@ from delt.models.statistics import remember_convolutions
 from delt.runtime import Job, Pool, resolve, stream
 from delt.schedule import plan
 from delt.stages import recover as module
-from delt.stages.recover import PackTask, State, Step, jpeg75, kept_pixels, record_iterations, recover
+from delt.stages.recover import record_iterations, recover
 
 CLASSES, SIZE = 3, 8
 
@@ -65,7 +70,7 @@ def config(**changes: Any) -> RecoverConfig:
 def task_of(teacher: Teacher, groups: list[Group], settings: RecoverConfig, ipc: int, seed: int = 0) -> PackTask:
     patches = make_patches(ipc, teacher.card.channels, len(teacher.card.classes))
     iterations = groups[0].schedule.iterations
-    rows = patches.of(module.interleaved(groups))
+    rows = patches.of(interleaved(groups))
     return PackTask((teacher,), groups, rows, settings, frozenset(range(CLASSES)), (0,), iterations, job(seed))
 
 
@@ -121,7 +126,7 @@ def slow_group(teacher: Teacher, group: Group, start: Tensor, settings: RecoverC
         if not sum(schedule.sizes[k] for k in joined):
             continue
         clocks = {k: (t - schedule.joins[k], schedule.updates[k]) if settings.clock == "own" else (t, schedule.iterations) for k in joined}
-        views = [cropped(parts[k], step.draw(group, t, k if settings.clock == "own" else 0, *clocks[k])) for k in joined]
+        views = [cropped(parts[k], step.draws.one(group, t, k if settings.clock == "own" else 0)) for k in joined]
         batch = torch.cat(views)
         logits = teacher.model(batch)
         loss = F.cross_entropy(logits, labels[: len(batch)]) + settings.bn_weight * bn_distance(
@@ -151,8 +156,8 @@ def in_double(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         caught.append(images.clone())
         return kept_pixels(images, *rest)
 
-    monkeypatch.setattr(module, "normalise", lambda images, mean, std: normalise(images, mean, std, torch.float64))
-    monkeypatch.setattr(module, "kept_pixels", keep)
+    monkeypatch.setattr(pixels, "normalise", lambda images, mean, std: normalise(images, mean, std, torch.float64))
+    monkeypatch.setattr(engine, "kept_pixels", keep)
     return caught
 
 
@@ -225,7 +230,7 @@ def test_draws_follow_the_settings_and_differ_from_group_to_group_and_step_to_st
 
     def draws(k: int = 0, times: range = range(total), **changes: Any) -> list[list[int]]:
         step = Step(task_of(make_teacher(), groups[:1], config(**changes), 1), torch.device("cpu"))
-        drawn = [step.draw(groups[k], t, 0, t, total) for t in times]
+        drawn = [step.draws.one(groups[k], t) for t in times]
         return [[*box.tolist(), int(flip), *shift.tolist()] for box, flip, shift in drawn]
 
     usual = draws(min_crop=0.1)
@@ -294,7 +299,7 @@ def test_gvbsm_is_its_slow_reference(start: str, monkeypatch: pytest.MonkeyPatch
         for t in range(8):
             teacher, own_past = teachers[t % 3], past[t % 3]
             joined = [k for k in range(2) if t >= schedule.joins[k]]
-            views = shifted(torch.cat([parts[k] for k in joined]), step.draw(group, t, 0, t, 8), 2)
+            views = shifted(torch.cat([parts[k] for k in joined]), step.draws.one(group, t), 2)
             names = [name for name, layer in teacher.model.named_modules() if isinstance(layer, nn.Conv2d)]
             draws = torch.rand(len(names), generator=stream(3, "drop", group.key, t)) < 0.4
             dropped = {name for name, out in zip(names, draws.tolist(), strict=True) if out}
@@ -356,7 +361,7 @@ def test_fadrm_is_its_slow_reference(side: float, sub_batches: int, monkeypatch:
             parts = [part.clone().requires_grad_() for part in images.split(list(schedule.sizes))]
             optimisers = [torch.optim.Adam([part], betas=(settings.beta1, settings.beta2)) for part in parts]
         joined = [k for k in range(sub_batches) if t >= schedule.joins[k]]
-        box, flip, shift = step.draw(group, t, 0, t, 8)
+        box, flip, shift = step.draws.one(group, t)
         assert int(box[0] + box[2]) <= size and int(box[1] + box[3]) <= size
         views = tv.resized_crop(torch.cat([parts[k] for k in joined]), *box.tolist(), [size, size], antialias=True)
         views = torch.roll(views.flip(-1) if bool(flip) else views, shift.tolist(), (2, 3))
@@ -443,8 +448,8 @@ def test_a_clock_of_its_own_starts_a_late_image_at_the_full_rate(monkeypatch: py
     assert t == 30 and (after - before)[CLASSES:].abs().median() == pytest.approx(0.05, rel=0.01)
     group = make_groups(CLASSES, plan(60, 2, None, 2))[0]
     step = Step(task_of(make_teacher(), [group], settings, 2), torch.device("cpu"))
-    assert step.clocks(29) == [(29, 60)] and step.clocks(30) == [(30, 60), (0, 30)]
-    assert step.draw(group, 30, 1, 0, 30)[0].tolist() == [0, 0, SIZE, SIZE]  # newcomers see the whole image first
+    assert step.draws.clocks(29) == [(29, 60)] and step.draws.clocks(30) == [(30, 60), (0, 30)]
+    assert step.draws.one(group, 30, 1)[0].tolist() == [0, 0, SIZE, SIZE]  # newcomers see the whole image first
 
 
 # ------------------------------------------------------------------------------------------ what repeats
@@ -700,13 +705,13 @@ def test_jpeg75_is_pillows_round_trip_of_truncated_pixels(channels: int) -> None
     images = torch.rand(3, channels, 16, 16, generator=draws) * 4.4 - 2.2
     mean, std = (0.5,) * channels, (0.25,) * channels
     kept = kept_pixels(images, mean, std, "jpeg75")
-    for image, pixels in zip(images, kept, strict=True):
+    for image, own in zip(images, kept, strict=True):
         cut = np.floor((image * 0.25 + 0.5).clamp(0, 1).numpy() * np.float32(255)).astype(np.uint8).transpose(1, 2, 0)
         buffer = io.BytesIO()
         Image.fromarray(cut[:, :, 0] if channels == 1 else cut).save(buffer, "JPEG")  # Pillow's default quality is 75
         expected = np.asarray(Image.open(buffer)).reshape(16, 16, channels).transpose(2, 0, 1)
-        assert np.array_equal(pixels.numpy(), expected)
-        assert torch.equal(jpeg75(torch.from_numpy(cut.transpose(2, 0, 1).copy())), pixels)
+        assert np.array_equal(own.numpy(), expected)
+        assert torch.equal(jpeg75(torch.from_numpy(cut.transpose(2, 0, 1).copy())), own)
     assert torch.equal(kept_pixels(images, mean, std, "png"), denormalise(images, mean, std))
     assert not torch.equal(kept, kept_pixels(images, mean, std, "png"))
 

@@ -19,12 +19,13 @@ from delt.analysis.table import schedule_of
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RunConfig
 from delt.data.load import shape_of
+from delt.engine.pack import PackTask
+from delt.engine.step import Step
 from delt.grouping import Group, make_groups, packs
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
 from delt.runtime import Job, resolve, settings
 from delt.schedule import Schedule
-from delt.stages.recover import PackTask, Step
 from delt.stages.squeeze import backbones
 
 STEPS = 5  # timed at each size; their median counts, and one more warms up

@@ -16,24 +16,29 @@ from torch import Tensor
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop
 ATTEMPTS = 10
+BOX = 2 * ATTEMPTS + 2  # uniform numbers behind a box: areas, aspect ratios, place
 
 
 def draw_boxes(count: int, size: int, smallest: float, generator: torch.Generator) -> Tensor:
-    """Boxes of RandomResizedCrop in a square of `size` pixels: int64 [count, 4] as top, left, height, width.
+    """Boxes of RandomResizedCrop in a square of `size` pixels: int64 [count, 4] as top, left, height, width."""
+    return boxes_of(torch.rand(count, BOX, generator=generator), size, torch.tensor(smallest))
 
-    As torchvision does: area share uniform in [smallest, 1], log-uniform aspect ratio, ten attempts, else the whole
-    image; one vectorised draw for all boxes.
+
+def boxes_of(numbers: Tensor, size: int, smallest: Tensor) -> Tensor:
+    """The boxes that uniform numbers [n, BOX] mean, int64 [n, 4]; `smallest` is one share for all or [n, 1].
+
+    As torchvision does: area share uniform in [smallest, 1], log-uniform aspect ratio, ten attempts, else the whole image.
     """
-    area = size * size * (smallest + (1 - smallest) * torch.rand(count, ATTEMPTS, generator=generator))
+    area, ratio, place = numbers.split([ATTEMPTS, ATTEMPTS, 2], 1)
+    area = size * size * (smallest + (1 - smallest) * area)
     log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
-    ratio = torch.exp(log_low + (log_high - log_low) * torch.rand(count, ATTEMPTS, generator=generator))
+    ratio = torch.exp(log_low + (log_high - log_low) * ratio)
     width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
     fits = (width >= 1) & (width <= size) & (height >= 1) & (height <= size)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     found = fits.any(1)
     height = torch.where(found, height.gather(1, first).squeeze(1), size)
     width = torch.where(found, width.gather(1, first).squeeze(1), size)
-    place = torch.rand(count, 2, generator=generator)
     top, left = (place[:, 0] * (size - height + 1)).long(), (place[:, 1] * (size - width + 1)).long()
     return torch.stack([top, left, height, width], 1)
 
@@ -45,7 +50,7 @@ def axis_operator(start: Tensor, length: Tensor, size: int, flip: Tensor | None 
         start, length: int64 [n], in pixels; what lies outside the image is zero.
         flip: bool [n]; shift: int64 [n], pixels of circular shift towards higher indices.
     """
-    place = torch.arange(size).expand(len(start), size)
+    place = torch.arange(size, device=start.device).expand(len(start), size)
     if shift is not None:
         place = (place - shift[:, None]) % size
     if flip is not None:
@@ -55,7 +60,7 @@ def axis_operator(start: Tensor, length: Tensor, size: int, flip: Tensor | None 
     low = centre.floor().long()
     high = torch.minimum(low + 1, length[:, None] - 1)
     weight = (centre - low).unsqueeze(2)
-    operator = torch.zeros(len(start), size, size)
+    operator = torch.zeros(len(start), size, size, device=start.device)
     for index, share in ((start[:, None] + low, 1 - weight), (start[:, None] + high, weight)):
         inside = (index >= 0) & (index < size)
         operator.scatter_add_(2, index.clamp(0, size - 1).unsqueeze(2), share * inside.unsqueeze(2))

@@ -15,9 +15,9 @@ form and needs the layer's input alone; everything after them is arithmetic on s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,31 +26,55 @@ from torch.nn import functional as F
 
 from delt.data.augment import enlarger, warp
 
+TINY = torch.finfo(torch.float64).tiny
 Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, variances, patch means, variances, end to end
 
 
 class Moments(torch.autograd.Function):
-    """Mean and biased variance per group and channel of x [N,C,H,W], end to end: [G, 2C].
+    """Mean and biased variance per group and channel of x [N,C,H,W]: two of [G,C].
 
-    d/dx of mean and variance, weighted by u and w: (u + 2 w (x - mean)) / n, with n the values per channel and group.
+    What it takes back is not their gradient but the straight line (offset, slope) that `Lines` makes of it for all layers at
+    once: the gradient of x is offset + slope * x, in one pass over x, and nothing but x is kept for it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         wide = x if x.dtype == torch.float64 else x.float()  # statistics need 32 bits, whatever the layers run in
         var, mean = torch.var_mean(wide.unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0)
-        ctx.save_for_backward(x, mean)
+        ctx.save_for_backward(x)
         ctx.groups = groups
-        return torch.cat([mean, var], 1)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *line: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        offset, slope = (part[:, :, None, None] for part in line)  # in 32 bits: a mean far from zero would drown the rest in 16
+        return torch.addcmul(offset, x.unflatten(0, (-1, ctx.groups)), slope).flatten(0, 1).to(x.dtype), None
+
+
+class Lines(torch.autograd.Function):
+    """Means and variances of many layers end to end, [G, 2S], unchanged; their gradient becomes the lines that `Moments` takes.
+
+    d/dx of mean and variance, weighted by u and w: (u + 2 w (x - mean)) / n, with n [S] the values behind each of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, measured: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(measured, values)
+        return measured.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        x, mean = ctx.saved_tensors
-        of_mean, of_var = (grads[0] / (x.numel() / mean.numel())).chunk(2, 1)
-        slope = 2 * of_var
-        offset = of_mean - slope * mean
-        gradient = torch.addcmul(offset[:, :, None, None], x.unflatten(0, (-1, ctx.groups)), slope[:, :, None, None])
-        return gradient.flatten(0, 1).to(x.dtype), None
+        measured, values = ctx.saved_tensors
+        return lines(measured, grads[0], values), None
+
+
+def lines(measured: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
+    """Offsets, then slopes [G, 2S] of the gradient with respect to the layers' inputs, from that of their means and variances."""
+    mean, _ = measured.chunk(2, 1)
+    of_mean, of_var = gradient.chunk(2, 1)
+    slope = of_var * (2 / values)
+    return torch.cat([torch.addcmul(of_mean / values, slope, mean, value=-1), slope], 1)
 
 
 def patches(x: Tensor, side: int) -> Tensor:
@@ -69,7 +93,11 @@ def patch_side(size: int) -> int:
 
 def convolution_moments(x: Tensor, side: int, groups: int = 1) -> Tensor:
     """Statistics of a convolution's input per group, [G, 2C + 2P]: by channel, then by patch of `side` pixels."""
-    return torch.cat([Moments.apply(x, groups), Moments.apply(patches(x, side), groups)], 1)
+    found = []
+    for part in (x, patches(x, side)):
+        values = torch.full((part.shape[1],), part.numel() / groups / part.shape[1], dtype=x.dtype, device=x.device)
+        found.append(Lines.apply(torch.cat(Moments.apply(part, groups), 1), values))
+    return torch.cat(found, 1)
 
 
 @torch.no_grad()
@@ -132,13 +160,17 @@ class StatisticsMatch:
         average: float = 0.0,
         from_zero: bool = False,
     ) -> None:
+        self.model = model
         counted = (nn.BatchNorm2d, nn.Conv2d) if convolutions else nn.BatchNorm2d
         self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, counted)}
         self.groups, self.first_multiplier = groups, first_multiplier
         self.remembered, self.side = convolutions or {}, side
         self.average, self.from_zero = average, from_zero
         self.past: Tensor | None = None  # [G, S]: the moving average of all statistics, end to end
-        self._measured: dict[str, Tensor] = {}
+        self._means: list[Tensor] = []  # of the newest forward pass, [G, ..], layer by layer in the order in which they ran
+        self._vars: list[Tensor] = []
+        self._shapes: list[tuple[str, int]] = []  # name of the layer, values per image behind each of its statistics
+        self._images = 0  # per group
         self._plan: _Plan | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -148,21 +180,37 @@ class StatisticsMatch:
         return [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
 
     def __enter__(self) -> StatisticsMatch:
-        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()]
+        self._handles = [self.model.register_forward_pre_hook(lambda *_: self._forget())]
+        self._handles += [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()]
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self._measured.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._means, self._vars, self._shapes = [], [], []
 
     def _hook(self, name: str) -> Callable[..., None]:
         def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
-            plain = isinstance(layer, nn.BatchNorm2d)
-            self._measured[name] = Moments.apply(x, self.groups) if plain else convolution_moments(x, self.side, self.groups)
+            for part in [x] if isinstance(layer, nn.BatchNorm2d) else [x, patches(x, self.side)]:
+                mean, var = Moments.apply(part, self.groups)
+                self._means.append(mean)
+                self._vars.append(var)
+                self._shapes.append((name, math.prod(part.shape[2:])))
+            self._images = x.shape[0] // self.groups
 
         return measure
+
+    def measured(self) -> Measured:
+        """What the newest forward pass gave: call it, or `collect`, after each."""
+        if self._plan is None or self._plan.shapes != self._shapes:
+            self._plan = self._planned()
+        found = Measured(self._means, self._vars, self._plan.values * self._images)
+        self._forget()
+        return found
 
     def collect(self, dropped: Tensor | None = None) -> Tensor:
         """Weighted distance per group [G] of what was measured in the newest forward pass: call it after each.
@@ -171,14 +219,18 @@ class StatisticsMatch:
             dropped: bool [G, convolutions]: those that are left out this time, and whose average stays as it was (but for the very
                 first measurement, which an average that does not start from zero starts from all the same).
         """
-        if self._plan is None or self._plan.names != [*self._measured]:
-            self._plan = self._planned()
-        plan, measured = self._plan, torch.cat([*self._measured.values()], 1)
-        self._measured.clear()
+        found = self.measured()
+        return self.distance(Lines.apply(found.joined(), found.values), dropped)
+
+    def distance(self, measured: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Weighted distance per group [G] of statistics [G, 2S] that lie as `Measured.joined` puts them."""
+        assert self._plan is not None
+        plan = self._plan
         kept = None if dropped is None else plan.kept(dropped.to(measured.device))
         if self.average:
-            measured = self._averaged(measured, None if kept is None else kept.repeat_interleave(plan.lengths, 1))
-        norms = _norms(measured - plan.targets.to(measured), plan.sizes)
+            measured = self._averaged(measured, None if kept is None else kept[:, plan.vector_of])
+        squares = (measured - plan.targets.to(measured)).square().double() @ plan.members  # sums over each vector, in 64 bits
+        norms = (squares.clamp_min(TINY).sqrt() * (squares > 0)).to(measured.dtype)  # a deviation of zero has gradient zero
         return (norms * plan.weights.to(norms) * (1.0 if kept is None else kept)).sum(1)
 
     def _averaged(self, measured: Tensor, kept: Tensor | None) -> Tensor:
@@ -191,51 +243,69 @@ class StatisticsMatch:
         return self.past + measured - now
 
     def _planned(self) -> _Plan:
-        targets, sizes, weights, owners = [], [], [], []
+        means, variances, owners = [], [], [name for name, _ in self._shapes]
         first = next(iter(self.convolutions if self.remembered else self.layers))
-        for name, measured in self._measured.items():
-            layer = self.layers[name]
-            target, parts = self._target(layer, name, measured.shape[1])
-            targets.append(target.to(measured))
-            sizes += parts
-            weights += [self.first_multiplier if name == first else 1.0] * len(parts)
-            owners += [name] * len(parts)
-        device = targets[0].device
+        seen: set[str] = set()
+        for (name, _), mean in zip(self._shapes, self._means, strict=True):
+            mean_target, var_target = self._target(name, mean.shape[1], name in seen)
+            seen.add(name)
+            means.append(mean_target.to(mean))
+            variances.append(var_target.to(mean))
+        device, sizes = means[0].device, [len(target) for target in means]
+        weights = torch.tensor([self.first_multiplier if name == first else 1.0 for name in owners] * 2, device=device)
         place = {name: column for column, name in enumerate(self.convolutions)}
-        columns = torch.tensor([place.get(name, len(place)) for name in owners], device=device)
-        return _Plan([*self._measured], torch.cat(targets), sizes, torch.tensor(weights, device=device), columns)
+        columns = torch.tensor([place.get(name, len(place)) for name in owners] * 2, device=device)
+        vector_of = torch.arange(2 * len(sizes)).repeat_interleave(torch.tensor(sizes * 2)).to(device)
+        values = torch.tensor([float(number) for _, number in self._shapes], dtype=means[0].dtype, device=device)
+        targets = torch.cat([*means, *variances])
+        return _Plan(self._shapes, targets, values[vector_of[: len(targets) // 2]], weights, columns, vector_of)
 
-    def _target(self, layer: nn.Module, name: str, length: int) -> tuple[Tensor, list[int]]:
-        """What a layer remembers, end to end, and how long each of its vectors is."""
+    def _target(self, name: str, length: int, of_patches: bool) -> tuple[Tensor, Tensor]:
+        """Means and variances that a layer remembers: of its channels or of its patches."""
+        layer = self.layers[name]
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None and layer.running_var is not None
-            return torch.cat([layer.running_mean, layer.running_var]), [length // 2] * 2
-        assert isinstance(layer, nn.Conv2d)
-        cells = (length - 2 * layer.in_channels) // 2
-        return self.remembered[name], [layer.in_channels] * 2 + [cells] * 2
+            return layer.running_mean, layer.running_var
+        own = self.remembered[name][-2 * length :] if of_patches else self.remembered[name][: 2 * length]
+        return own[:length], own[length:]
+
+
+@dataclass
+class Measured:
+    """Statistics of one forward pass, layer by layer, as `Moments` gave them."""
+
+    means: list[Tensor]  # of [G, ..]
+    variances: list[Tensor]
+    values: Tensor  # [S]: how many values are behind each
+
+    def with_more(self, other: Measured) -> Measured:
+        """The statistics of both passes' images together (Chan, Golub, LeVeque 1979)."""
+        share = [layer[:1] for layer in (other.values / (self.values + other.values)).split([mean.shape[1] for mean in self.means])]
+        means, variances = [], []
+        for mean, more, var, more_var, part in zip(self.means, other.means, self.variances, other.variances, share, strict=True):
+            means.append(mean + (more - mean) * part)
+            variances.append(var + (more_var - var) * part + (more - mean) ** 2 * part * (1 - part))
+        return Measured(means, variances, self.values + other.values)
+
+    def joined(self) -> Tensor:
+        """All means, then all variances, end to end [G, 2S]."""
+        return torch.cat([*self.means, *self.variances], 1)
 
 
 @dataclass
 class _Plan:
-    """How the statistics of one forward pass lie end to end: in the order in which the layers ran."""
+    """How the statistics of one forward pass lie end to end: in the order in which the layers ran, all means before all variances."""
 
-    names: list[str]  # of the layers
-    targets: Tensor  # [S]
-    sizes: list[int]  # of the vectors
-    weights: Tensor  # of the vectors
+    shapes: list[tuple[str, int]]  # of the layers; a convolution comes twice, for its channels and its patches
+    targets: Tensor  # [2S]
+    values: Tensor  # [S]: values per image behind each
+    weights: Tensor  # of the vectors: a layer's means, or its variances
     columns: Tensor  # number of the convolution that each vector belongs to; one more for BatchNorm, which is never left out
+    vector_of: Tensor  # [2S]: which vector each number belongs to
 
-    @cached_property
-    def lengths(self) -> Tensor:
-        """`sizes` as a tensor beside the others."""
-        return torch.tensor(self.sizes, device=self.targets.device)
+    def __post_init__(self) -> None:
+        self.members = F.one_hot(self.vector_of).double()  # [2S, V]: one column per vector, with ones where its numbers are
 
     def kept(self, dropped: Tensor) -> Tensor:
         """bool [G, vectors]: whether each vector counts, from bool [G, convolutions]."""
         return ~F.pad(dropped, (0, 1))[:, self.columns]
-
-
-def _norms(deviation: Tensor, sizes: list[int]) -> Tensor:
-    """Length of each vector that lies end to end in [G, S]: [G, vectors]; one of exactly zero has gradient zero."""
-    squares = torch.stack([part.sum(1) for part in deviation.square().split(sizes, 1)], 1)
-    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt() * (squares > 0)
