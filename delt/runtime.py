@@ -102,7 +102,7 @@ def device_of(runtime: RuntimeConfig) -> torch.device:
 def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
     """Replace every automatic choice by the value used on this machine, so that it can be stored and repeated.
 
-    What depends on the work, too, is left for `delt.engine.memory.fitted`: packing and compile on a GPU.
+    What depends on the work, too, is left to `delt.engine.memory.fitted`: packing and compile on a GPU.
     """
     device = device_of(runtime)
     cpu = device.type == "cpu"
@@ -233,6 +233,12 @@ def given_to(images: Tensor, runtime: RuntimeConfig) -> Tensor:
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy from the CPU to a device without waiting for what the device is doing."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"analysis"},
     {"plots", "progress", "results"},
     {"pipeline"},
-    {"batch", "lab", "study"},
+    {"batch", "lab", "study", "bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from delt.artifacts.teacher import Teacher
+from delt.config import RuntimeConfig
+from delt.grouping import Group
+from delt.models.statistics import StatisticsMatch
+from delt.runtime import device_of, free_memory, given_to, lowered
 
 SHARE = 0.7  # of the free memory that a pack may take
 ENOUGH = 2**25  # pixels in a forward pass beyond which more images side by side make a GPU no faster
+PAYS = 2e10  # pixels, times the iterations they are in, from which on compiling takes less time than it saves
+TRIAL = 16  # images
 
 
 @dataclass(frozen=True)
@@ -47,3 +57,30 @@ def fitting(free: int, per_image: int, images: int, size: int, groups: int) -> i
     most = min(free * SHARE / (per_image * images), max(1, ENOUGH / (images * size * size)), groups)
     passes = math.ceil(groups / max(1, math.floor(most)))
     return math.ceil(groups / passes)  # evenly: ten groups of which eight fit pass five at a time
+
+
+def fitted(runtime: RuntimeConfig, teacher: Teacher, groups: Sequence[Group]) -> RuntimeConfig:
+    """A resolved configuration with nothing left to choose: packing and compile, where they were not given."""
+    size = teacher.card.size
+    if runtime.packing is None:
+        images = max((len(group.members) for group in groups), default=1)
+        per_image = taken(teacher, runtime)
+        packing = fitting(free_memory(device_of(runtime)), per_image, images, size, max(1, len(groups)))
+        runtime = replace(runtime, packing=packing)
+    if runtime.compile == "auto":
+        work = sum(group.schedule.image_iterations for group in groups) * size**2
+        runtime = replace(runtime, compile="on" if work > PAYS else "off")
+    return runtime
+
+
+def taken(teacher: Teacher, runtime: RuntimeConfig) -> int:
+    """Bytes that an image takes on a GPU on its way through the teacher and back, as tried with a few."""
+    device, card = device_of(runtime), teacher.card
+    network = lowered(teacher.to(device).model, runtime)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    images = torch.zeros(TRIAL, card.channels, card.size, card.size, device=device, requires_grad=True)
+    with StatisticsMatch(network) as match:
+        logits = network(given_to(images, runtime))
+        torch.autograd.grad(logits.sum() + match.collect().sum(), images)
+    return (torch.cuda.max_memory_allocated(device) - before) // TRIAL

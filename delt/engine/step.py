@@ -135,6 +135,7 @@ class Step:
         self.draws = Draws(task.job.seed, task.groups, self.schedule, self.config, self.side)
         self.span: Span | None = None
         self.split = Split(self.groups)
+        self.compiled: set[tuple[int, int]] = set()  # teachers and image sizes
         self.forward = torch.compile(self._forward) if self.runtime.compile == "on" else self._forward
         alike = len(self.networks) == 1 and not (self.config.average or self.config.drop or self.config.densify)
         self.replay = Replay(self.runtime.graphs == "on" and alike)  # the same work from one iteration to the next
@@ -310,6 +311,8 @@ class Step:
         match, images, groups = self.matches[turn], part.images.requires_grad_(), part.rows.shape[1]
         match.groups, match.past = groups, part.past
         place = self.place[: len(images) // groups]
+        if self.runtime.compile == "on":
+            self._prepare_to_compile(turn, images, part.labels, place)
         entropy, measured, views = self.forward(turn, images, part.labels, part.rows, part.cols, place)
         distance = match.distance(measured, part.dropped)
         loss = (entropy.unflatten(0, (-1, groups)).mean(0) + self.config.bn_weight * distance).sum()
@@ -317,6 +320,16 @@ class Step:
             loss = loss + self.config.densify * self.densification(views, part.labels, groups)
         (gradient,) = torch.autograd.grad(loss, images, self.scale.to(loss.dtype))
         return Pulled(self._unscaled(gradient), entropy.detach(), distance.detach(), match.past)
+
+    def _prepare_to_compile(self, turn: int, images: Tensor, *more: Tensor) -> None:
+        """Look once at how the network's statistics lie end to end, which cannot be compiled, and let one program serve all batch sizes."""
+        if (turn, images.shape[-1]) not in self.compiled:
+            self.compiled.add((turn, images.shape[-1]))
+            with torch.no_grad():
+                self.networks[turn](given_to(images[: self.matches[turn].groups], self.runtime))
+            self.matches[turn].measured()
+        for tensor in (images, *more):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
     def _forward(self, turn: int, images: Tensor, labels: Tensor, rows: Tensor, cols: Tensor, place: Tensor) -> tuple[Tensor, ...]:
         """Cross-entropy per image, statistics [G, 2S], and what the teacher saw."""

@@ -1,0 +1,124 @@
+"""The engine on a GPU: its arithmetic against float64 on the CPU, recorded steps against plain ones, memory that runs out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
+
+from delt.bench import Load
+from delt.config import RecoverConfig, RuntimeConfig
+from delt.data.augment import warp
+from delt.engine.memory import fitted
+from delt.engine.pack import PackTask
+from delt.engine.step import State, Step
+from delt.grouping import make_groups
+from delt.runtime import Job, resolve, settings
+from delt.schedule import plan
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+LOAD = Load(32, "resnet18", 16, ipc=6, group=6, iterations=40, sub_batches=2)
+
+
+def task_of(load: Load = LOAD, groups: int = 3, **runtime: Any) -> PackTask:
+    own = resolve(RuntimeConfig(**{"device": "cuda", "packing": groups, "compile": "off", **runtime}))
+    made = make_groups(load.classes, plan(load.iterations, load.ipc, None, load.sub_batches), "class", load.group)[:groups]
+    return PackTask(
+        (load.teacher,), made, None, RecoverConfig(iterations=load.iterations, flip=True), frozenset(), (), load.iterations, Job(0, own)
+    )
+
+
+def run(task: PackTask, steps: int = 30, **changes: Any) -> tuple[State, Step]:
+    step = Step(task, torch.device("cuda"))
+    for name, value in changes.items():
+        setattr(step, name, value)
+    state = step.begin()
+    with settings(task.job.runtime), step:
+        for state.t in range(steps):
+            step(state)
+    return state, step
+
+
+def gradient_of(task: PackTask, device: str = "cuda") -> Tensor:
+    """Of the first iteration at which all images are active."""
+    step = Step(task, torch.device(device))
+    if device == "cpu":
+        task.teacher.model.double()
+        step.start = step.start.double()
+    state = step.begin()
+    t = task.schedule.joins[-1]
+    with settings(task.job.runtime), step:
+        gradient, *_ = step.gradient(state, step.inputs(t), t, step.active(t))
+    return gradient.double().cpu()
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "cosine"), [("fp32", 5e-3, 0.9999), ("tf32", 0.15, 0.99), ("fp16", 0.15, 0.99), ("bf16", 0.4, 0.9)]
+)
+def test_gradients_are_those_of_double_precision(precision: str, error: float, cosine: float) -> None:
+    load = replace(LOAD, width=None, ipc=20, group=20)
+    found = gradient_of(task_of(load, 2, precision=precision))
+    plain = task_of(replace(load), 2, precision="fp32", memory_format="contiguous")
+    expected = gradient_of(replace(plain, job=Job(0, resolve(RuntimeConfig(device="cpu", packing=2)))), "cpu")
+    off, alike = ((found - expected).norm() / expected.norm()).item(), F.cosine_similarity(found.flatten(), expected.flatten(), 0).item()
+    print(f"{precision}: error {off:.2e}, cosine {alike:.6f}, signs {(found.sign() == expected.sign()).double().mean():.4f}")
+    assert off < error and alike > cosine
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_recorded_steps_are_the_plain_ones(precision: str) -> None:
+    recorded, step = run(task_of(precision=precision, graphs="on"))
+    plain, _ = run(task_of(precision=precision, graphs="off"))
+    assert step.replay.on
+    assert (recorded.images - plain.images).abs().max() < (1e-3 if precision == "fp32" else 0.1)
+    again, _ = run(task_of(precision=precision, graphs="on"))
+    assert torch.equal(recorded.images, again.images) and torch.equal(recorded.second, again.second)
+
+
+def test_packed_groups_are_those_alone() -> None:
+    together, _ = run(task_of(precision="fp32"), 3)
+    for g in range(3):
+        whole = task_of(precision="fp32")
+        alone, _ = run(replace(whole, groups=whole.groups[g : g + 1]), 3)
+        assert (together.images[g::3] - alone.images).abs().max() < 1e-2
+
+
+def test_crops_are_torchvisions() -> None:
+    task = task_of()
+    step = Step(task, torch.device("cuda"))
+    images = torch.rand(4, 1, 3, 32, 32, device="cuda")
+    with settings(resolve(RuntimeConfig(device="cuda", precision="fp32"))):
+        for t in range(20, 40):
+            inputs, (box, flip, shift) = step.inputs(t), step.draws.one(task.groups[0], t)
+            ours = warp(images, inputs.rows[:, :1], inputs.cols[:, :1]).squeeze(1)
+            theirs = tv.resized_crop(images.squeeze(1), *box.tolist(), [32, 32], antialias=True)
+            theirs = torch.roll(theirs.flip(-1) if bool(flip) else theirs, shift.tolist(), (2, 3))
+            assert (ours - theirs).abs().max() < 2e-6
+
+
+def test_where_memory_runs_out_the_run_goes_on_in_smaller_parts() -> None:
+    load = replace(LOAD, size=64, width=64, ipc=40, group=40)
+    expected, _ = run(task_of(load, precision="fp32"), 3)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved() + 400 * 2**20
+    torch.cuda.set_per_process_memory_fraction(before / torch.cuda.get_device_properties(0).total_memory)
+    said: list[dict[str, Any]] = []
+    try:
+        found, step = run(task_of(load, precision="fp32"), 3, say=said.append)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    print([event["message"] for event in said])
+    assert said and step.split.groups < 3
+    assert (found.images - expected.images).abs().max() < 2e-2
+
+
+def test_packing_is_chosen_from_the_memory_at_hand() -> None:
+    groups = make_groups(200, plan(400, 50), "class", 100)
+    runtime = resolve(RuntimeConfig(device="cuda"))
+    chosen = fitted(runtime, replace(LOAD, size=64, width=None).teacher, groups)
+    assert chosen.packing is not None and 1 <= chosen.packing <= 100 and chosen.compile in ("on", "off")
