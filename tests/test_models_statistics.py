@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from delt.models.statistics import (
     Moments,
     StatisticsMatch,
     convolution_moments,
+    freeze_norms,
     patch_side,
     patches,
     remember_convolutions,
@@ -109,6 +111,22 @@ def test_gradcheck(groups: int) -> None:
     x = batch(3 * groups, 2)[:, :, :3, :3].clone().requires_grad_()
     values = torch.full((2,), 3.0 * 9, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda given: Lines.apply(torch.cat(Moments.apply(given, groups), 1), values), (x,))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_frozen_layer_is_the_layer_in_value_and_gradient(affine: bool) -> None:
+    layer = nn.BatchNorm2d(3, affine=affine).double().eval().requires_grad_(False)
+    layer.running_mean, layer.running_var = torch.randn(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64) + 0.1
+    if affine:
+        layer.weight.copy_(torch.randn(3))
+        layer.bias.copy_(torch.randn(3))
+    plain, frozen = nn.Sequential(layer), freeze_norms(copy.deepcopy(nn.Sequential(layer)))
+    x, pull = batch(4).requires_grad_(), batch(4, seed=5)
+    assert torch.equal(plain(x), frozen(x)) and isinstance(frozen[0], nn.BatchNorm2d)
+    assert torch.allclose(*(torch.autograd.grad(network(x), x, pull)[0] for network in (plain, frozen)), rtol=1e-12)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        (gradient,) = torch.autograd.grad(frozen(x), x, pull.contiguous(memory_format=layout))
+        assert gradient.is_contiguous(memory_format=layout)
 
 
 class One(nn.Module):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delt import storage
@@ -32,7 +32,7 @@ from delt.engine.memory import Split
 from delt.engine.pack import PackTask
 from delt.engine.pixels import kept_pixels, resized, small_side, starting_images
 from delt.errors import DeltError
-from delt.models.statistics import Lines, StatisticsMatch, lines, patch_side
+from delt.models.statistics import Lines, StatisticsMatch, freeze_norms, lines, patch_side
 from delt.runtime import Emit, Replay, given_to, is_out_of_memory, lowered, send, silent, stream
 from delt.schedule import learning_rate
 
@@ -128,7 +128,7 @@ class Step:
         self.last: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest iteration and its losses
         self.start = starting_images(task).to(device)
         self.stages = [self.schedule.iterations * k // self.config.stages for k in range(self.config.stages)]  # their first iterations
-        self.networks = [lowered(teacher.to(device).model, self.runtime) for teacher in task.teachers]
+        self.networks = [self.network(teacher.to(device)) for teacher in task.teachers]
         self.matches = [self.match(teacher, k) for k, teacher in enumerate(task.teachers)]
         self.hooks = ExitStack()
         self.classmates: dict[tuple[int, int], list[Tensor]] = {}  # see `densification`
@@ -149,6 +149,12 @@ class Step:
     def __exit__(self, *error: object) -> None:
         self.hooks.close()
         self.replay.forget()
+
+    def network(self, teacher: Teacher) -> nn.Module:
+        """The teacher's network in the arithmetic and layout of this run."""
+        network = lowered(teacher.model, self.runtime)
+        plain = self.device.type == "cpu" or self.runtime.compile == "on" or network is teacher.model
+        return network if plain else freeze_norms(network)
 
     def match(self, teacher: Teacher, turn: int) -> StatisticsMatch:
         """What measures the statistics of a teacher."""
