@@ -272,6 +272,39 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
     print(f"{folder}: every file is as recorded")
 
 
+def bench(
+    device: str = "auto",
+    sizes: str = "32,64,224",
+    variants: str = "",
+    seconds: float = 1.0,
+    smoke: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Measure how fast synthesis is on this machine, beside a plain loop in the published style.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        sizes: pixels per side, with commas.
+        variants: arithmetic of the teacher, with commas, such as fp32,fp16+compile (default: those that suit the device).
+        seconds: of each measurement, at least.
+        smoke: a tiny network and tiny images, as a proof that everything runs; nothing is written without --out.
+        out: JSON file for the result (default: bench_DEVICE.json in benchmarks/results, or here where that is not).
+    """
+    from delt import bench as measuring
+    from delt.storage import write_json
+
+    if not all(part.isdecimal() and 8 <= int(part) <= 1024 for part in sizes.split(",")):
+        raise ConfigError(f"sizes is {sizes!r}; allowed are whole numbers from 8 to 1024 with commas, such as 32,224")
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    found = measuring.bench(device, [int(part) for part in sizes.split(",")], names, smoke, seconds)
+    if out is None and not smoke:
+        folder = Path("benchmarks/results")
+        out = (folder if folder.is_dir() else Path()) / f"bench_{found['machine']['device'].split(':')[0]}.json"
+    if out is not None:
+        write_json(out, found)
+        print(f"result    {out}")
+
+
 def datasets() -> None:
     """List the data sets."""
     from delt.data.specs import DATASETS
@@ -306,6 +339,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "show": show,
     "verify": verify,
+    "bench": bench,
     "datasets": datasets,
     "methods": methods,
     "models": models,

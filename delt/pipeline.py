@@ -22,6 +22,7 @@ from typing import Any
 
 from delt import storage
 from delt.analysis.diversity import diversity, extractor_of, same_number
+from delt.analysis.speed import groups_of, stand_ins
 from delt.artifacts import cache
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import Patches, Ranking
@@ -34,13 +35,14 @@ from delt.data.given import list_given
 from delt.data.images import DataInfo, RealSet
 from delt.data.load import open_set, require_images
 from delt.data.specs import OWN_FOLDER, spec_of
+from delt.engine.memory import fitted
 from delt.engine.pixels import small_side
 from delt.errors import ConfigError, IntegrityError, RunError, Stopped, TeacherError, unknown
 from delt.methods import control_of
 from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
 from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
-from delt.results import Run, load
+from delt.results import Run, load, read_config
 from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, reset_peak, resolve, settings
 from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_tasks
 from delt.stages.rank import rank, render
@@ -124,6 +126,7 @@ class Pipeline:
         if self.config.rank.keep == "given" and "recover" not in self.folder.records():
             list_given(self.config.rank.folder, self.real.info, self.config.ipc).images()  # a bad file is met before the teacher is trained
         check_stages(self.config, self.real.info)
+        self.fit_engine()
         self.write_config()
         teachers = self.squeeze()
         parts = [self, *(self.controls(teachers) if "evaluate" in stages else [])]
@@ -159,6 +162,21 @@ class Pipeline:
                     f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): "
                     "choose another --out, or delete the folder"
                 )
+
+    def fit_engine(self) -> None:
+        """Choose what is still open of the machine's settings, from the memory at hand; a run that goes on keeps its choice."""
+        runtime, written = self.config.runtime, self.folder.path / "config.json"
+        if runtime.packing is not None and runtime.compile != "auto":
+            return
+        if written.is_file() and (before := read_config(written).runtime).device == runtime.device:
+            packing = runtime.packing or before.packing
+            runtime = replace(runtime, packing=packing, compile=before.compile if runtime.compile == "auto" else runtime.compile)
+        groups = groups_of(self.config, len(self.real.info.classes))
+        for teacher in stand_ins(self.config) if runtime.packing is None or runtime.compile == "auto" else ():
+            found = fitted(runtime, teacher, groups)
+            least = min(found.packing or 1, runtime.packing or found.packing or 1)
+            runtime = replace(found, packing=least)
+        self.config = replace(self.config, runtime=runtime)
 
     def write_config(self) -> None:
         """Keep the configuration for `--out` alone to go on; a finished run's is replaced when it is finished again."""

@@ -60,7 +60,7 @@ def test_the_prediction_is_near_the_truth() -> None:
     speed = measure(config)
     assert speed.images == (5, 25, 100) and speed.seconds[0] < speed.seconds[-1]
     predicted = speed.synthesis(groups_of(config, 10))
-    teachers = measure.__globals__["_stand_ins"](config)
+    teachers = measure.__globals__["stand_ins"](config)
     patches = delt.rank(teachers[0], delt.open_set("digits", config.data, torch.device("cpu")), config.rank, config.ipc)
     begun = time.perf_counter()
     delt.recover(teachers[0], patches, config.recover)
@@ -74,6 +74,6 @@ def test_a_small_budget_leaves_the_large_sizes_out() -> None:
 
 def test_several_teachers_and_their_convolutions_are_timed_each() -> None:
     config = delt.configure("digits", preset="smoke", method="gvbsm")
-    teachers = measure.__globals__["_stand_ins"](config)
+    teachers = measure.__globals__["stand_ins"](config)
     assert [teacher.card.arch for teacher in teachers] == ["convnet3", "convnet4"] and all(teacher.convolutions for teacher in teachers)
     assert measure(config, sizes=(5, 10)).images == (5, 10)

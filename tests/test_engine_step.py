@@ -1,1 +1,257 @@
-"""step of the engine: see also test_stages_recover, which holds the whole run against slow references."""
+"""The step in its parts: packs in slices and groups in chunks are exact, memory that runs out costs nothing but time.
+
+That the whole of it is the papers' algorithm is held against slow references in test_stages_recover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from delt.artifacts.teacher import Teacher
+from delt.bench import Load
+from delt.config import RecoverConfig, RuntimeConfig
+from delt.engine import step as module
+from delt.engine.memory import Split
+from delt.engine.pack import PackTask
+from delt.engine.step import Step
+from delt.errors import DeltError
+from delt.grouping import make_groups
+from delt.models.statistics import remember_convolutions
+from delt.runtime import Job, Replay, resolve, silent
+from delt.schedule import learning_rate, plan
+from delt.stages.recover import recover_pack
+
+ITERATIONS, IPC = 12, 6
+CASES: dict[str, dict[str, Any]] = {
+    "delt": {},
+    "own clock": {"clock": "own"},
+    "shared Adam": {"adam_steps": "shared"},
+    "gvbsm": {"match": "bn+conv", "average": 0.8, "drop": 0.3, "densify": 1.0, "pad": 2},
+    "fadrm": {"stages": 3, "small_side": 0.75},
+}
+
+
+def teacher_of(arch: str = "resnet18") -> Teacher:
+    teacher = Load(8, arch, 4).teacher
+    teacher.model.double()
+    for layer in teacher.model.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None:
+            layer.running_mean += 0.2
+    images = torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    return Teacher(teacher.model, teacher.card, remember_convolutions(teacher.model, [images], 4))
+
+
+def task_of(groups: int = 3, runtime: dict[str, Any] | None = None, **changes: Any) -> PackTask:
+    config = RecoverConfig(iterations=ITERATIONS, flip=True, jitter=1, bn_weight=0.5, **changes)
+    made = make_groups(2 * groups, plan(ITERATIONS, IPC, None, 3), group_size=2 * IPC)
+    job = Job(0, resolve(RuntimeConfig(device="cpu", **(runtime or {}))))
+    return PackTask((teacher_of(),), made, None, config, frozenset(), (), ITERATIONS, job)
+
+
+def run(task: PackTask, split: Split | None = None, say: Any = silent, steps: int = ITERATIONS) -> tuple[Tensor, Step]:
+    """Images after so many iterations, in float64."""
+    step = Step(task, torch.device("cpu"), say)
+    step.start = step.start.double()
+    step.split = split or step.split
+    state = step.begin()
+    with step:
+        for state.t in range(steps):
+            step.enter_stage(state)
+            step(state)
+    return state.images, step
+
+
+@pytest.mark.parametrize("split", [Split(2), Split(1), Split(1, 5), Split(1, 1)], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_in_parts_is_the_whole_one(name: str, split: Split) -> None:
+    task = task_of(**CASES[name])
+    found = []
+    for own in (None, split):
+        step = Step(task, torch.device("cpu"))
+        step.start = step.start.double()
+        step.split = own or step.split
+        state, gradients = step.begin(), []
+        with step:
+            for t in (0, 4, 8):
+                state.t = t
+                step.enter_stage(state)
+                gradient, entropy, distance = step.gradient(state, step.inputs(t), t, step.active(t))
+                gradients.append((gradient.clone(), entropy, distance))
+        found.append(gradients)
+    for whole, parts in zip(*found, strict=True):
+        for one, two in zip(whole, parts, strict=True):
+            assert one.shape == two.shape and (one - two).abs().max() < 1e-12 * max(1.0, one.abs().max().item())
+
+
+def test_packed_groups_are_those_alone() -> None:
+    task = task_of()
+    together, _ = run(task)
+    for g, group in enumerate(task.groups):
+        alone, _ = run(replace(task, groups=[group]))
+        assert (together[g::3] - alone).abs().max() < 1e-9
+
+
+class Short:
+    """Lets a step run out of memory wherever more than `most` images pass at once."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, most: int) -> None:
+        self.passed: list[int] = []
+        real = Step.augment
+
+        def augment(step: Step, images: Tensor, *rest: Tensor) -> Tensor:
+            if len(images) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            self.passed.append(len(images))
+            return real(step, images, *rest)
+
+        patch.setattr(Step, "augment", augment)
+
+
+@pytest.mark.parametrize(
+    ("most", "last"), [(16, "1 group side by side"), (5, "4 images of a group at a time"), (1, "1 image of a group at a time")]
+)
+def test_where_memory_runs_out_the_run_goes_on_and_ends_the_same(most: int, last: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = run(task_of())
+    short, said = Short(monkeypatch, most), []
+    found, step = run(task_of(), say=said.append)
+    assert (found - expected).abs().max() < 1e-9
+    assert max(short.passed) <= most and str(step.split) == last
+    assert said[0]["message"] == "out of memory with 3 groups side by side: going on with 2 groups side by side"
+    assert said[-1]["message"].endswith(last)
+
+
+def test_a_unit_of_work_says_that_memory_ran_out_and_keeps_its_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    task, events = task_of(), []
+    task.teacher.model.float()
+    expected = recover_pack(task, silent).images
+    Short(monkeypatch, 16)
+    unit = recover_pack(replace(task, job=replace(task.job, work=tmp_path)), events.append)
+    assert [event["message"] for event in events if "message" in event][-1].endswith("1 group side by side")
+    assert (unit.images.int() - expected.int()).abs().max() <= 1
+
+
+def test_without_memory_for_one_image_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    Short(monkeypatch, 0)
+    with pytest.raises(DeltError, match="no memory for a single image"):
+        run(task_of(), steps=1)
+
+
+def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Step, "augment", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(task_of(), steps=1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"clock": "own"}, {"adam_steps": "shared"}, {"stages": 3}])
+def test_adams_factors_are_those_of_each_iteration(changes: dict[str, Any]) -> None:
+    task = task_of(**changes)
+    step, config, schedule = Step(task, torch.device("cpu")), task.config, task.schedule
+    for t in range(ITERATIONS):
+        inputs = step.inputs(t)
+        begun = max(start for start in step.stages if start <= t)
+        for row in range(step.active(t)):
+            k = schedule.sub_batch_of[row // 3]
+            joined = schedule.joins[k]
+            count = t + 1 - max(begun, joined if config.adam_steps == "sub_batch" else 0)
+            clock = (t - joined, ITERATIONS - joined) if config.clock == "own" else (t, ITERATIONS)
+            rate = learning_rate(*clock, config.lr) / (1 - config.beta1**count)
+            for value, wanted in ((inputs.rate, rate), (inputs.widen, (1 - config.beta2**count) ** -0.5)):
+                assert value.expand(step.active(t), 1, 1, 1)[row].item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_inputs_are_prepared_once_for_iterations_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[tuple[int, int]] = []
+    real = Step._prepared
+
+    def watched(step: Step, t: int) -> module.Span:
+        span = real(step, t)
+        prepared.append((span.start, span.stop))
+        return span
+
+    monkeypatch.setattr(Step, "_prepared", watched)
+    run(task_of())
+    assert prepared == [(0, 4), (4, 8), (8, 12)]  # the rounds
+    prepared.clear()
+    monkeypatch.setattr(module, "SPAN_BYTES", 3 * 3 * 8 * 64)  # three iterations of three groups of 8 px
+    run(task_of())
+    assert prepared == [(0, 3), (3, 4), (4, 7), (7, 8), (8, 11), (11, 12)]
+
+
+class Recording(Replay):
+    """Stands for a CUDA graph: what a body reads and writes must lie where it lay when it was recorded."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(False)
+        self.on, self.step, self.places, self.keys = True, step, {}, []
+
+    def __call__(self, key: Any, body: Any) -> Any:
+        assert self.step.still is not None
+        tensors = [*self.step.still.tensors(), self.step.labels, *(getattr(self.state, name) for name in ("images", "first", "second"))]
+        places = [tensor.data_ptr() for tensor in tensors]
+        if key != self.key:
+            self.key = key
+            self.keys.append(key)
+            self.places = places
+        assert places == self.places
+        return body()
+
+
+@pytest.mark.parametrize("name", ["delt", "own clock", "fadrm"])
+def test_a_recording_reads_and_writes_the_same_tensors_throughout_a_round(name: str) -> None:
+    task = task_of(**CASES[name])
+    expected, _ = run(task)
+    step = Step(task, torch.device("cpu"))
+    step.start = step.start.double()
+    state = step.begin()
+    step.replay = replay = Recording(step)
+    replay.state = state
+    with step:
+        for state.t in range(ITERATIONS):
+            step.enter_stage(state)
+            step(state)
+    assert torch.equal(state.images, expected)
+    assert len(replay.keys) == 3  # one per round
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_step_is_the_plain_one(precision: str) -> None:
+    """With one program for all rounds."""
+    found = []
+    for compile_ in ("off", "on"):
+        task = task_of(runtime={"precision": precision, "compile": compile_})
+        task.teacher.model.float()
+        step = Step(task, torch.device("cpu"))
+        state, gradients = step.begin(), []
+        with step:
+            for t in (0, 4, 8):
+                gradients.append(step.gradient(state, step.inputs(t), t, step.active(t))[0].clone())
+        found.append(torch.cat(gradients))
+    torch.compiler.reset()
+    off = (found[0] - found[1]).norm() / found[0].norm()
+    assert off < (5e-3 if precision == "fp32" else 0.3)
+
+
+@pytest.mark.parametrize(("precision", "error", "cosine"), [("fp32", 5e-3, 0.99999), ("bf16", 0.5, 0.9)])
+def test_gradients_are_near_those_of_double_precision(precision: str, error: float, cosine: float) -> None:
+    def gradient(double: bool, **runtime: Any) -> Tensor:
+        task = task_of(runtime=runtime)
+        step = Step(task, torch.device("cpu"))
+        if double:
+            step.start = step.start.double()
+        else:
+            task.teacher.model.float()
+            step = Step(task, torch.device("cpu"))
+        with step:
+            return step.gradient(step.begin(), step.inputs(8), 8, step.active(8))[0].double()
+
+    exact, found = gradient(True), gradient(False, precision=precision)
+    assert (found - exact).norm() / exact.norm() < error
+    assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), 0) > cosine

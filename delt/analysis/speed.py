@@ -102,7 +102,7 @@ def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: floa
     Args:
         config: its data set, teacher architecture, augmentation and runtime are those measured.
     """
-    teachers = _stand_ins(config)
+    teachers = stand_ins(config)
     found: dict[int, float] = {}
     begun = time.monotonic()
     for size in sorted(sizes):
@@ -115,7 +115,7 @@ def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: floa
     return Speed(tuple(found), tuple(found.values()))
 
 
-def _stand_ins(config: RunConfig) -> tuple[Teacher, ...]:
+def stand_ins(config: RunConfig) -> tuple[Teacher, ...]:
     """Untrained networks of the teachers' shapes."""
     classes, channels, size = shape_of(config.dataset, config.data)
     names, grey = tuple(map(str, range(classes))), (0.5,) * channels

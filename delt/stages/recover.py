@@ -28,6 +28,7 @@ from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RecoverConfig
 from delt.data.images import denormalise
+from delt.engine.memory import fitted
 from delt.engine.pack import PackTask, interleaved
 from delt.engine.pixels import noise, small_side
 from delt.engine.step import State, Step, Unit
@@ -80,6 +81,7 @@ def recover(
         config.drop_empty_rounds,
         config.group_rounds,
     )
+    runtime = fitted(runtime, teacher, groups)
     job.emit({"stage": "recover", "total": sum(group.schedule.image_iterations for group in groups), "unit": "img-it"})
     local = Job(job.seed, runtime, job.work, watch=job.watch)  # the pool and the listener stay with this process
     shortest = min(group.schedule.iterations for group in groups)
