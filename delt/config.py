@@ -261,6 +261,9 @@ class RuntimeConfig(Section):
         "arithmetic of the teacher in recover (auto: fp16 on a GPU, else fp32)",
         choices=("auto", "fp32", "tf32", "fp16", "bf16"),
     )
+    train_precision: str = option(
+        "auto", "arithmetic of teachers and students in training (auto: bf16 on a GPU, else fp32)", choices=("auto", "fp32", "tf32", "bf16")
+    )
     memory_format: str = option("auto", "layout of image tensors in recover", choices=("auto", "contiguous", "channels_last"))
     packing: int | None = option(None, "groups per forward pass in recover (default: one on a CPU, on a GPU what its memory holds)", low=1)
     compile: str = option(

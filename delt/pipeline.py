@@ -407,7 +407,7 @@ class Pipeline:
 
     def machine_keys(self) -> Keys:
         """What begun work depends on, and finished work does not: bits differ, results do not become wrong."""
-        return self.keys("device", "threads", "precision", "memory_format", "packing", "compile", "graphs")
+        return self.keys("device", "threads", "precision", "train_precision", "memory_format", "packing", "compile", "graphs")
 
     def squeeze_keys(self) -> Keys:
         keys = self.keys("dataset", "data_size", "data_val_fraction", "data_classes", prefix="teacher_")

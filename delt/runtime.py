@@ -107,6 +107,9 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
     device = device_of(runtime)
     cpu = device.type == "cpu"
     precision = ("fp32" if cpu else "fp16") if runtime.precision == "auto" else runtime.precision
+    training = ("fp32" if cpu else "bf16") if runtime.train_precision == "auto" else runtime.train_precision
+    if cpu and training == "tf32":
+        raise ConfigError("train_precision is tf32 on a CPU; allowed are fp32 and bf16")
     layout = "contiguous" if cpu and precision == "fp32" else "channels_last"
     if cpu and precision in ("fp16", "tf32"):
         raise ConfigError(f"precision is {precision} on a CPU; allowed are fp32 and bf16")
@@ -116,6 +119,7 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
         workers=runtime.workers or (cores() if cpu else 1),
         threads=runtime.threads or (1 if cpu else min(8, cores())),
         precision=precision,
+        train_precision=training,
         memory_format=layout if runtime.memory_format == "auto" else runtime.memory_format,
         packing=runtime.packing or (1 if cpu else None),
         compile="off" if cpu and runtime.compile == "auto" else runtime.compile,
@@ -179,8 +183,9 @@ def _restore(values: _Values) -> None:
 
 
 def _rounds(runtime: RuntimeConfig) -> bool:
-    """Whether 32-bit products may be rounded to TF32: then, and where the network's own are as coarse."""
-    return runtime.precision == "tf32" or (runtime.precision in HALVES and device_of(runtime).type == "cuda")
+    """Whether 32-bit products may be rounded to TF32: where that was asked for, and where networks on a GPU are as coarse anyway."""
+    coarse = {runtime.precision, runtime.train_precision} & {"tf32", *HALVES}
+    return bool(coarse) and ("tf32" in coarse or device_of(runtime).type == "cuda")
 
 
 def _apply(runtime: RuntimeConfig) -> None:
@@ -223,6 +228,19 @@ def lowered(model: nn.Module, runtime: RuntimeConfig) -> nn.Module:
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.to(HALVES[runtime.precision])
     return model.to(memory_format=torch.channels_last) if last else model
+
+
+def in_training(runtime: RuntimeConfig) -> contextlib.AbstractContextManager[Any]:
+    """Context in which networks that are trained compute in 16 bits, where the configuration says so."""
+    if runtime.train_precision not in HALVES:
+        return contextlib.nullcontext()
+    return torch.autocast(device_of(runtime).type, dtype=HALVES[runtime.train_precision])
+
+
+def trainable(model: nn.Module, device: torch.device) -> nn.Module:
+    """A network on its device in the layout that is fast there."""
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
 def given_to(images: Tensor, runtime: RuntimeConfig) -> Tensor:

@@ -100,6 +100,14 @@ class Fixed(nn.Module):
 # ---------------------------------------------------------------- losses
 
 
+def loss_of(student: Student, batch: Batch, epoch: int = 0, start: int = 0) -> Tensor:
+    return student.loss_of(*student.given(batch, epoch, start))
+
+
+def losses(student: Student, epoch: int) -> Iterator[Tensor]:
+    return (student.loss_of(*given) for given in student.batches(epoch))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
 def test_soft_loss_is_the_mean_kl_of_tempered_probabilities(temperature: float):
     generator = stream("kl")
@@ -129,21 +137,21 @@ def test_hard_labels_of_cutmix_share_the_pixels(seed: int, synthetic: SyntheticS
         for origin, pixels in zip(*mixed[row].unique(return_counts=True), strict=True):
             expected += int(pixels) / 64 * cross_entropy(logits[row].tolist(), int(labels[int(origin)])) / count
     student = Student(task_of(synthetic, soft, real, labels=("hard",)), Fixed(logits), CPU, silent)
-    assert student.loss(Batch(mixed, labels, torch.arange(count), mix), 0, 0).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of(student, Batch(mixed, labels, torch.arange(count), mix)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_hard_labels_without_mixing_are_plain_cross_entropy(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
     logits, labels = torch.randn(4, 10, generator=stream(0)), torch.tensor([0, 9, 9, 2])
     student = Student(task_of(synthetic, soft, real, labels=("hard",)), Fixed(logits), CPU, silent)
     expected = sum(cross_entropy(row, label) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)) / 4
-    assert student.loss(Batch(torch.zeros(4, 1, 8, 8), labels, labels, None), 0, 0).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of(student, Batch(torch.zeros(4, 1, 8, 8), labels, labels, None)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_soft_labels_are_the_teachers_of_the_mixed_images(teacher: Teacher, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
     logits, mixed = torch.randn(3, 10, generator=stream(0)), torch.randn(3, 1, 8, 8, generator=stream(1))
     student = Student(task_of(synthetic, soft, real), Fixed(logits), CPU, silent)
     batch = Batch(mixed, torch.tensor([0, 1, 2]), torch.arange(3), Mix(torch.tensor([2, 0, 1]), 0.3))
-    assert student.loss(batch, 0, 0).item() == pytest.approx(soft_loss(logits, teacher.model(mixed), 20.0).item(), rel=1e-5)
+    assert loss_of(student, batch, 0, 0).item() == pytest.approx(soft_loss(logits, teacher.model(mixed), 20.0).item(), rel=1e-5)
 
 
 def test_weight_decay_is_on_filters_and_matrices_only():
@@ -167,7 +175,9 @@ def test_squared_error_and_the_own_hard_label(synthetic: SyntheticSet, teacher: 
     target = teacher.logits(mixed).tolist()
     squares = [(a - b) ** 2 for own, asked in zip(logits.tolist(), target, strict=True) for a, b in zip(own, asked, strict=True)]
     hard = sum(cross_entropy(row, label) for row, label in zip(logits.tolist(), (7, 1, 2), strict=True)) / 3
-    assert Student(task, Fixed(logits), CPU, silent).loss(batch, 0, 0).item() == pytest.approx(sum(squares) / 30 + 0.15 * hard, rel=1e-5)
+    assert loss_of(Student(task, Fixed(logits), CPU, silent), batch, 0, 0).item() == pytest.approx(
+        sum(squares) / 30 + 0.15 * hard, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse+ce"])
@@ -179,13 +189,13 @@ def test_accumulation_normalises_the_parts_and_averages_their_losses(
     task.recipe = replace(task.recipe, accumulate=2, loss=loss, ce_weight=0.3, mix="none")
     batch = Batch(torch.randn(7, 1, 8, 8, generator=stream(1)), torch.arange(7), torch.arange(7), None)
     whole, parted = (build("convnet3", 10, 1, 8, 4, 1).train() for _ in range(2))
-    found = Student(task, parted, CPU, silent).loss(batch, 0, 0)
+    found = loss_of(Student(task, parted, CPU, silent), batch, 0, 0)
     found.backward()
     single = replace(task, recipe=replace(task.recipe, accumulate=1))
     expected = torch.zeros(())
     for rows in (slice(0, 4), slice(4, 7)):  # one after another through the plain student, each with its share of the images
         part = Batch(batch.images[rows], batch.labels[rows], batch.index[rows], None)
-        share = len(part.index) / 7 * Student(single, whole, CPU, silent).loss(part, 0, 0)
+        share = len(part.index) / 7 * loss_of(Student(single, whole, CPU, silent), part, 0, 0)
         share.backward()
         expected += share.detach()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -210,19 +220,19 @@ def test_all_teachers_label_where_the_recipe_asks_all(synthetic: SyntheticSet, t
     task = task_of(synthetic, SoftLabels(teacher, "", others=(other,)), real)
     for voters, target in (("first", teacher.logits(mixed)), ("all", (teacher.logits(mixed) + other.logits(mixed)) / 2)):
         task.recipe = replace(task.recipe, voters=voters)
-        found = Student(task, Fixed(logits), CPU, silent).loss(batch, 0, 0).item()
+        found = loss_of(Student(task, Fixed(logits), CPU, silent), batch, 0, 0).item()
         assert found == pytest.approx(soft_loss(logits, target, 20.0).item(), rel=1e-5)
 
 
 def test_the_optimizer_is_the_recipes():
     model, common = build("convnet3", 10, 1, 8, 4, 1), recipe_of("common")
-    sgd = optimizer_of(model, replace(common, optimizer="sgd", lr=0.3, weight_decay_of={"vgg11": 0.5}), "vgg11")
+    sgd = optimizer_of(model, replace(common, optimizer="sgd", lr=0.3, weight_decay_of={"vgg11": 0.5}), "vgg11", CPU)
     assert isinstance(sgd, torch.optim.SGD)
     assert [(group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) for group in sgd.param_groups] == [
         (0.3, 0.9, 0.5, False),
         (0.3, 0.9, 0.0, False),
     ]
-    adamw = optimizer_of(model, replace(common, decay="all"), "convnet3")
+    adamw = optimizer_of(model, replace(common, decay="all"), "convnet3", CPU)
     assert isinstance(adamw, torch.optim.AdamW) and len(adamw.param_groups) == 1
     (group,) = adamw.param_groups
     assert group["weight_decay"] == 0.01 and len(group["params"]) == len(list(model.parameters()))
@@ -238,7 +248,7 @@ def test_double_forward_moves_the_running_statistics_twice(
     convolution: Any = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     student = Student(task, model, CPU, silent)
     mean, passes = torch.zeros(4), list(student.views.epoch(student.train, 0))
-    for batch, _ in zip(passes, student.losses(0), strict=True):
+    for batch, _ in zip(passes, losses(student, 0), strict=True):
         with torch.no_grad():
             own = convolution(batch.images).mean((0, 2, 3))
         for _ in range(times):
@@ -311,7 +321,7 @@ def test_rate_follows_the_recipe_per_epoch(synthetic: SyntheticSet, soft: SoftLa
     asked: dict[str, Any] = {}
 
     def caught(
-        model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, losses: Any, rate: Any, steps: int, **_: Any
+        model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, batches: Any, loss: Any, rate: Any, steps: int, **_: Any
     ) -> list[dict[str, Any]]:
         asked.update(optimizer=optimizer, rates=[rate(quarter / 4) for quarter in range(4 * epochs)])
         return [{"top1": 1.0}]
@@ -469,7 +479,7 @@ def test_stored_labels_train_as_online_ones_do(recipe: str, teacher: Teacher, sy
     model = build("convnet3", 10, 1, 8, 4, 1).eval()
     student = Student(task_of(synthetic, stored, real, recipe=recipe), model, CPU, silent)
     for epoch in range(4):
-        for batch, loss in zip(student.views.epoch(student.train, epoch), student.losses(epoch), strict=True):
+        for batch, loss in zip(student.views.epoch(student.train, epoch), losses(student, epoch), strict=True):
             online = soft_loss(model(batch.images), teacher.logits(batch.images), 20.0)
             torch.testing.assert_close(loss, online, atol=1e-5, rtol=1e-2)
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from delt import training
 from delt.data.images import TensorImages, normalise
 from delt.errors import DeltError
-from delt.runtime import seeded, stream
+from delt.runtime import Replay, seeded, stream
 from delt.storage import Slots
-from delt.training import accuracy, fit
+from delt.training import Given, Step, accuracy, adamw, fit, set_rate, sgd
 
 STEPS, BATCH = 4, 6
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
@@ -35,15 +36,22 @@ def batch(epoch: int, step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(BATCH, 1, 4, 4, generator=generator), torch.randint(2, (BATCH,), generator=generator)
 
 
-def losses_of(model: nn.Module, stop: int | None = None) -> Callable[[int], Iterator[Tensor]]:
-    def losses(epoch: int) -> Iterator[Tensor]:
+def batches(epoch: int) -> Iterator[Given]:
+    return (batch(epoch, step) for step in range(STEPS))
+
+
+def stopping(stop: int) -> Callable[[int], Iterator[Given]]:
+    def given(epoch: int) -> Iterator[Given]:
         for step in range(STEPS):
             if epoch == stop and step == 2:
                 raise KeyboardInterrupt
-            images, labels = batch(epoch, step)
-            yield F.cross_entropy(model(images), labels)
+            yield batch(epoch, step)
 
-    return losses
+    return given
+
+
+def loss_of(model: nn.Module) -> Callable[..., Tensor]:
+    return lambda images, labels: F.cross_entropy(model(images), labels)
 
 
 def rate(epoch: float) -> float:
@@ -61,7 +69,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fit_is_the_plain_loop(name: str):
     model, plain = network(), network()
-    history = fit(model, OPTIMIZERS[name](model), 3, losses_of(model), rate, STEPS, after=lambda epoch: {"twice": 2 * epoch})
+    history = fit(model, OPTIMIZERS[name](model), 3, batches, loss_of(model), rate, STEPS, after=lambda epoch: {"twice": 2 * epoch})
     optimizer, means = OPTIMIZERS[name](plain), []
     plain.train()
     for epoch in range(3):
@@ -85,21 +93,32 @@ def test_fit_is_the_plain_loop(name: str):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_stopped_and_resumed_ends_with_the_same_bits(name: str, stop: int, tmp_path: Path):
     whole = network(dropout=0.5)
-    expected = fit(whole, OPTIMIZERS[name](whole), 4, losses_of(whole), rate, STEPS, seed=7)
+    expected = fit(whole, OPTIMIZERS[name](whole), 4, batches, loss_of(whole), rate, STEPS, seed=7)
     model = network(dropout=0.5)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, OPTIMIZERS[name](model), 4, losses_of(model, stop), rate, STEPS, seed=7, slots=Slots(tmp_path / "fit"), every=-1.0)
+        fit(
+            model,
+            OPTIMIZERS[name](model),
+            4,
+            stopping(stop),
+            loss_of(model),
+            rate,
+            STEPS,
+            seed=7,
+            slots=Slots(tmp_path / "fit"),
+            every=-1.0,
+        )
     torch.rand(11)  # whatever else happens in the process
     resumed, begun = network(dropout=0.5), list[int]()
     with torch.no_grad():
         for value in resumed.parameters():
             value.zero_()  # nothing of the start may matter
 
-    def counted(epoch: int) -> Iterator[Tensor]:
+    def counted(epoch: int) -> Iterator[Given]:
         begun.append(epoch)
-        return losses_of(resumed)(epoch)
+        return batches(epoch)
 
-    history = fit(resumed, OPTIMIZERS[name](resumed), 4, counted, rate, STEPS, seed=7, slots=Slots(tmp_path / "fit"))
+    history = fit(resumed, OPTIMIZERS[name](resumed), 4, counted, loss_of(resumed), rate, STEPS, seed=7, slots=Slots(tmp_path / "fit"))
     assert same(bits(resumed), bits(whole))
     assert history == expected and begun == list(range(stop, 4))
 
@@ -108,31 +127,31 @@ def test_dropout_follows_the_seed_and_nothing_global():
     def trained(seed: int) -> list[Tensor]:
         torch.rand(3)
         model = network(dropout=0.5)
-        fit(model, OPTIMIZERS["sgd"](model), 2, losses_of(model), rate, STEPS, seed=seed)
+        fit(model, OPTIMIZERS["sgd"](model), 2, batches, loss_of(model), rate, STEPS, seed=seed)
         return bits(model)
 
     first, before = trained(1), torch.get_rng_state()
     assert same(trained(1), first) and not same(trained(2), first)
     torch.set_rng_state(before)
     model = network(dropout=0.5)
-    fit(model, OPTIMIZERS["sgd"](model), 1, losses_of(model), rate, STEPS)
+    fit(model, OPTIMIZERS["sgd"](model), 1, batches, loss_of(model), rate, STEPS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_checkpoint_before_its_time(tmp_path: Path):
     model = network()
-    fit(model, OPTIMIZERS["sgd"](model), 2, losses_of(model), rate, STEPS, slots=Slots(tmp_path / "fit"), every=1e6)
+    fit(model, OPTIMIZERS["sgd"](model), 2, batches, loss_of(model), rate, STEPS, slots=Slots(tmp_path / "fit"), every=1e6)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_every_epoch_has_draws_of_its_own():
     model, draws = network(), list[float]()
 
-    def losses(epoch: int) -> Iterator[Tensor]:
+    def drawn(epoch: int) -> Iterator[Given]:
         draws.append(torch.rand(1).item())  # as dropout draws
-        return losses_of(model)(epoch)
+        return batches(epoch)
 
-    fit(model, OPTIMIZERS["sgd"](model), 3, losses, rate, STEPS)
+    fit(model, OPTIMIZERS["sgd"](model), 3, drawn, loss_of(model), rate, STEPS)
     assert len(set(draws)) == 3
 
 
@@ -140,12 +159,15 @@ def test_every_epoch_has_draws_of_its_own():
 def test_a_loss_that_is_no_number_stops_and_is_not_saved(bad: float, tmp_path: Path):
     model, slots = network(), Slots(tmp_path / "fit")
 
-    def losses(epoch: int) -> Iterator[Tensor]:
-        for step, loss in enumerate(losses_of(model)(epoch)):
-            yield loss + bad if (epoch, step) == (2, 1) else loss
+    def spoiled(epoch: int) -> Iterator[Given]:
+        for step, (images, labels) in enumerate(batches(epoch)):
+            yield images, labels, torch.tensor(bad if (epoch, step) == (2, 1) else 0.0)
+
+    def loss(images: Tensor, labels: Tensor, more: Tensor) -> Tensor:
+        return loss_of(model)(images, labels) + more
 
     with pytest.raises(DeltError, match=r"the loss of epoch 2 is (nan|-?inf); lower the learning rate"):
-        fit(model, OPTIMIZERS["sgd"](model), 5, losses, rate, STEPS, slots=slots, every=-1.0)
+        fit(model, OPTIMIZERS["sgd"](model), 5, spoiled, loss, rate, STEPS, slots=slots, every=-1.0)
     saved: Any = slots.load()
     assert [record["epoch"] for record in saved[1]["history"]] == [0, 1]
     assert all(value.isfinite().all() for value in saved[0].values())
@@ -154,17 +176,16 @@ def test_a_loss_that_is_no_number_stops_and_is_not_saved(bad: float, tmp_path: P
 def test_the_network_trains_after_it_was_tested():
     model, modes = network(), list[bool]()
 
-    def losses(epoch: int) -> Iterator[Tensor]:
-        for loss in losses_of(model)(epoch):
-            modes.append(model.training)
-            yield loss
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        modes.append(model.training)
+        return loss_of(model)(images, labels)
 
     def after(epoch: int) -> dict[str, Any]:
         model.eval()
         return {}
 
     model.eval()
-    fit(model, OPTIMIZERS["sgd"](model), 2, losses, rate, STEPS, after=after)
+    fit(model, OPTIMIZERS["sgd"](model), 2, batches, loss, rate, STEPS, after=after)
     assert modes == [True] * 2 * STEPS
 
 
@@ -178,3 +199,57 @@ def test_accuracy_is_that_of_single_images_in_eval_mode():
         right = sum(int(reference(normalise(pixels[i : i + 1], mean, std)).argmax()) == int(labels[i]) for i in range(1103))
     assert accuracy(model, TensorImages(pixels, labels), mean, std, torch.device("cpu")) == pytest.approx(100 * right / 1103)
     assert same(bits(model), bits(reference))
+
+
+# ---------------------------------------------------------------- steps that are recorded
+
+
+class Recording(Replay):
+    """Stands for a CUDA graph: every call must read the tensors of the first."""
+
+    def __init__(self, on: bool) -> None:
+        super().__init__(False)
+        self.on, self.calls = on, 0
+
+    def __call__(self, key: Any, body: Callable[[], Any]) -> Any:
+        self.calls += 1
+        return body()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_recorded_steps_read_the_same_tensors_and_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch):
+    """A smaller last batch is done plainly, and the recording outlives it."""
+    made: list[Recording] = []
+    monkeypatch.setattr(training, "Replay", lambda on: made.append(Recording(on)) or made[-1])
+    places: list[tuple[int, ...]] = []
+
+    def uneven(epoch: int) -> Iterator[Given]:
+        for step in range(STEPS):
+            images, labels = batch(epoch, step)
+            yield (images, labels) if step < STEPS - 1 else (images[:4], labels[:4])
+
+    def watched(model: nn.Module) -> Callable[..., Tensor]:
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            if len(images) == BATCH:
+                places.append((images.data_ptr(), labels.data_ptr()))
+            return loss_of(model)(images, labels)
+
+        return loss
+
+    plain, recorded = network(0.5), network(0.5)
+    expected = fit(plain, OPTIMIZERS[name](plain), 3, uneven, loss_of(plain), rate, STEPS)
+    assert fit(recorded, OPTIMIZERS[name](recorded), 3, uneven, watched(recorded), rate, STEPS, graphs=True) == expected
+    assert same(bits(plain), bits(recorded)) and len(set(places)) == 1 and len(places) == 3 * (STEPS - 1) == made[1].calls
+
+
+def test_a_rate_in_a_tensor_is_set_in_place():
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), capturable=False, foreach=False)
+    place = optimizer.param_groups[0]["lr"]
+    set_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] is place and place.item() == 0.25
+    for make in (sgd, adamw):
+        plain = make(model.parameters(), 0.1, torch.device("cpu"))
+        set_rate(plain, 0.5)
+        assert plain.param_groups[0]["lr"] == 0.5
+    assert Step(optimizer, loss_of(model), Replay(False))(batch(0, 0)).ndim == 0

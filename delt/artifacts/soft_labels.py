@@ -56,9 +56,13 @@ class SoftLabels:
     def of(self, batch: Batch, epoch: int, start: int, recipe: Recipe) -> Tensor:
         """Logits [n,K] of a batch that begins at position `start` of its pass, as the recipe wants them."""
         if self.logits is None:
-            return consensus([ask(teacher, batch.images, recipe) for teacher in self.voters(recipe)], recipe.balanced)
+            return self.online(batch.images, recipe)
         stored = self.logits[epoch % len(self.logits), start : start + len(batch.index)]
         return stored.to(batch.images)
+
+    def online(self, images: Tensor, recipe: Recipe) -> Tensor:
+        """The teachers' logits [n,K] of normalised images, as the recipe wants them."""
+        return consensus([ask(teacher, images, recipe) for teacher in self.voters(recipe)], recipe.balanced)
 
     def voters(self, recipe: Recipe) -> tuple[Teacher, ...]:
         """The teachers that label: all where the recipe says so, else the first alone."""

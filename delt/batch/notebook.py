@@ -29,7 +29,16 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDE = "<style>.jp-OutputArea-output pre { white-space: pre; overflow-x: auto; }</style>"  # a table is not folded, but moved
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a traceback on a terminal
 ANYHOW = ("workers", "checkpoint_seconds")  # settings that no result depends on
-CHOSEN = ("device", "threads", "precision", "memory_format", "packing", "compile", "graphs")  # by the machine, where they are not given
+CHOSEN = (
+    "device",
+    "threads",
+    "precision",
+    "train_precision",
+    "memory_format",
+    "packing",
+    "compile",
+    "graphs",
+)  # by the machine, where they are not given
 PRESET = {"dataset": "digits", "preset": "demo"}  # what the notebook does when it is opened and run as it is
 
 

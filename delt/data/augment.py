@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from delt.runtime import send
+
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop
 ATTEMPTS = 10
 BOX = 2 * ATTEMPTS + 2  # uniform numbers behind a box: areas, aspect ratios, place
@@ -91,8 +93,10 @@ def warp(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 def random_resized_crop(images: Tensor, smallest: float, flip: bool, generator: torch.Generator) -> Tensor:
     """A crop, and a mirroring with probability one half where `flip` is set, of its own for each image [N,C,H,W]."""
     size = images.shape[-1]
-    top, left, height, width = draw_boxes(len(images), size, smallest, generator).unbind(1)
+    boxes = draw_boxes(len(images), size, smallest, generator)
     mirrored = torch.rand(len(images), generator=generator) < 0.5 if flip else None
+    top, left, height, width = send(boxes, images.device).unbind(1)
+    mirrored = None if mirrored is None else send(mirrored, images.device)
     return warp(images, axis_operator(top, height, size), axis_operator(left, width, size, mirrored))
 
 
@@ -101,7 +105,8 @@ def pad_crop(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -
     count, _, size, _ = images.shape
     shift = torch.randint(-pad, pad + 1, (count, 2), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5 if flip else torch.zeros(count, dtype=torch.bool)
-    place = torch.arange(size).expand(count, size)
+    shift, mirrored = send(shift, images.device), send(mirrored, images.device)
+    place = torch.arange(size, device=images.device).expand(count, size)
     rows = _pick(place + shift[:, :1], size)
     cols = _pick(torch.where(mirrored[:, None], size - 1 - place, place) + shift[:, 1:], size)
     return warp(images, rows, cols)
@@ -128,7 +133,7 @@ def _permuted(count: int, size: int, parts: int, generator: torch.Generator) -> 
 
 def _pick(source: Tensor, size: int) -> Tensor:
     """Matrices [n, size, size] that copy pixel `source[n, y]` to y, and zero where it lies outside."""
-    return (source.unsqueeze(2) == torch.arange(size)).float()
+    return (source.unsqueeze(2) == torch.arange(size, device=source.device)).float()
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def cutmix(images: Tensor, generator: torch.Generator, alpha: float = 1.0) -> tu
     (y1, y2), (x1, x2) = ((max(c - side // 2, 0), min(c + side // 2, size)) for c in middle)
     partner = torch.randperm(len(images), generator=generator)
     mixed = images.clone()
-    mixed[:, :, y1:y2, x1:x2] = images[partner.to(images.device), :, y1:y2, x1:x2]
+    mixed[:, :, y1:y2, x1:x2] = images[send(partner, images.device), :, y1:y2, x1:x2]
     return mixed, Mix(partner, 1 - (y2 - y1) * (x2 - x1) / size**2)
 
 
@@ -159,7 +164,7 @@ def mixup(images: Tensor, generator: torch.Generator, alpha: float = 0.8) -> tup
     """Blend each image [N,C,H,W] with a random partner, one lam ~ Beta(alpha, alpha) per batch (arXiv 1710.09412)."""
     lam = beta(alpha, generator)
     partner = torch.randperm(len(images), generator=generator)
-    return lam * images + (1 - lam) * images[partner.to(images.device)], Mix(partner, lam)
+    return lam * images + (1 - lam) * images[send(partner, images.device)], Mix(partner, lam)
 
 
 def beta(alpha: float, generator: torch.Generator) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -68,17 +69,19 @@ class RealSet:
     fingerprint: str  # sha256 over the content; equal data, equal fingerprint
 
 
+@functools.lru_cache(64)
+def per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One number per channel as [1,C,1,1]; kept, since every copy to a GPU costs time."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+
+
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 [N,C,H,W] to (x / 255 - mean) / std per channel."""
-    shape = (1, -1, 1, 1)
-    centre = torch.tensor(mean, dtype=dtype, device=images.device).view(shape)
-    scale = torch.tensor(std, dtype=dtype, device=images.device).view(shape)
+    centre, scale = (per_channel(values, dtype, images.device) for values in (mean, std))
     return (images.to(dtype) / 255 - centre) / scale
 
 
 def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """The inverse of `normalise`: normalised [N,C,H,W] to uint8, rounded and clipped."""
-    shape = (1, -1, 1, 1)
-    centre = images.new_tensor(mean).view(shape)
-    scale = images.new_tensor(std).view(shape)
+    centre, scale = (per_channel(values, images.dtype, images.device) for values in (mean, std))
     return ((images * scale + centre) * 255).round().clamp(0, 255).to(torch.uint8)

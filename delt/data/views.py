@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from delt.data.augment import Mix, cutmix, mixup, pad_crop, random_resized_crop, shuffle_patches
-from delt.data.images import Images, normalise
+from delt.data.images import Images, TensorImages, normalise
 from delt.data.randaugment import rand_augment
 from delt.recipes import Recipe
 from delt.runtime import stream
+
+TOGETHER = 4096  # images of a set in memory that are augmented at once, so that small batches cost few launches
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,15 @@ class Views:
         generator = stream(*self.key, epoch % self.period if self.period else epoch)
         order = torch.randperm(len(images), generator=generator)
         batch = safe_batch(len(images), self.batch)
-        pairs = zip(order.split(batch), images.batches(order, batch), strict=True)
+        part = batch * max(1, TOGETHER // batch) if isinstance(images, TensorImages) else batch
+        pairs = zip(order.split(part), images.batches(order, part), strict=True)
         for index, (pixels, labels) in pairs:
-            yield self._augmented(pixels, labels, index, generator)
+            views = self._augmented(pixels, generator)
+            for given in zip(views.split(batch), labels.split(batch), index.split(batch), strict=True):
+                yield self._mixed(*given, generator)
 
-    def _augmented(self, pixels: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator) -> Batch:
+    def _augmented(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Normalised images from uint8 [n,C,H,W], each changed in its own way."""
         recipe = self.recipe
         if recipe.randaugment:
             pixels = rand_augment(pixels, generator)
@@ -77,6 +83,10 @@ class Views:
         images = normalise(pixels, self.mean, self.std)
         if not recipe.pad:
             images = random_resized_crop(images, recipe.smallest_crop, self.flip, generator)
+        return images
+
+    def _mixed(self, images: Tensor, labels: Tensor, index: Tensor, generator: torch.Generator) -> Batch:
+        recipe = self.recipe
         if recipe.mix == "none":
             return Batch(images, labels, index, None)
         mixed, mix = (cutmix if recipe.mix == "cutmix" else mixup)(images, generator, recipe.mix_alpha)

@@ -24,9 +24,9 @@ from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
 from delt.models.zoo import build, named
 from delt.recipes import Recipe, recipe_of
-from delt.runtime import Emit, Job, seed_of, settings
+from delt.runtime import Emit, Job, in_training, resolve, seed_of, send, settings, trainable
 from delt.storage import Slots
-from delt.training import accuracy, fit
+from delt.training import Given, accuracy, adamw, fit, sgd
 
 
 @dataclass
@@ -131,22 +131,24 @@ def train_student(task: StudentTask, emit: Emit) -> Score:
 def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
     card, recipe, score, device = task.soft.teacher.card, task.recipe, task.score, task.job.device
     init = seed_of(score.seed, "student", task.arch) % 2**31  # paired: the same start for every set
-    model = build(task.arch, len(card.classes), card.channels, card.size, task.width, init).to(device)
+    model = trainable(build(task.arch, len(card.classes), card.channels, card.size, task.width, init), device)
     student = Student(task, model, device, emit)
     peak = recipe.rate(task.arch)
-    optimizer = optimizer_of(model, recipe, task.arch)
+    optimizer = optimizer_of(model, recipe, task.arch, device)
     with settings(task.job.runtime):
         history = fit(
             model,
             optimizer,
             score.epochs,
-            student.losses,
+            student.batches,
+            student.loss_of,
             lambda epoch: peak * recipe.factor(int(epoch), score.epochs),
             student.views.steps(task.train),
             after=student.tested,
             seed=score.seed,
             slots=slots,
             every=task.job.runtime.checkpoint_seconds,
+            graphs=resolve(task.job.runtime).graphs == "on",
         )
     for record in history:
         emit({"stage": "evaluate", "record": {"student": list(score.key), **record}})
@@ -163,21 +165,18 @@ class Student:
         self.train = _on(task.train, device)
         self.soft = soft
         for voter in soft.voters(task.recipe):
-            voter.to(device)
+            trainable(voter.model, device)
         replayed = soft.logits is not None and score.labels == "soft"
         key: tuple[Any, ...] = ("relabel", soft.seed) if replayed else ("student", score.seed)
         period = len(soft.logits) if replayed and soft.logits is not None else None
         batch = soft.batch if replayed else task.batch
         self.views = Views(task.recipe, card.mean, card.std, card.flip, batch, key, period)
 
-    def losses(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the loss of each step of a pass."""
+    def batches(self, epoch: int) -> Iterator[Given]:
+        """Yield the tensors of each step of a pass."""
         start = 0
         for batch in self.views.epoch(self.train, epoch):
-            if self.task.recipe.double_forward:
-                with torch.no_grad():
-                    self.logits(batch.images)
-            yield self.loss(batch, epoch, start)
+            yield self.given(batch, epoch, start)
             start += len(batch.index)
             self.emit({"stage": "evaluate", "done": len(batch.index)})
 
@@ -187,26 +186,44 @@ class Student:
         """
         return torch.cat([self.model(part) for part in parts_of(images, self.task.recipe.accumulate)])
 
-    def loss(self, batch: Batch, epoch: int, start: int) -> Tensor:
-        """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
-        logits, recipe = self.logits(batch.images), self.task.recipe
+    def given(self, batch: Batch, epoch: int, start: int) -> Given:
+        """What the loss of a batch depends on: images, labels, and the stored labels or those of the partners with the own share."""
         if self.task.score.labels == "soft":
-            target = self.soft.of(batch, epoch, start, recipe)
-            if recipe.loss == "mse+ce":
-                return F.mse_loss(logits, target) + recipe.ce_weight * F.cross_entropy(logits, batch.labels)
-            return soft_loss(logits, target, recipe.temperature, recipe.squared_temperature)
-        own = F.cross_entropy(logits, batch.labels)
+            stored = () if self.soft.logits is None else (self.soft.of(batch, epoch, start, self.task.recipe),)
+            return batch.images, batch.labels, *stored
         if batch.mix is None:
+            return batch.images, batch.labels
+        share = send(torch.tensor(batch.mix.share), self.device)
+        return batch.images, batch.labels, batch.labels[send(batch.mix.partner, self.device)], share
+
+    def loss_of(self, images: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
+        """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
+        recipe, runtime = self.task.recipe, self.task.job.runtime
+        if self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        with in_training(runtime):
+            if recipe.double_forward:
+                with torch.no_grad():
+                    self.logits(images)
+            logits = self.logits(images)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.task.score.labels == "soft":
+            target = (more[0] if more else self.soft.online(images, recipe)).to(logits.dtype)  # labels are not rounded to 16 bits
+            if recipe.loss == "mse+ce":
+                return F.mse_loss(logits, target) + recipe.ce_weight * F.cross_entropy(logits, labels)
+            return soft_loss(logits, target, recipe.temperature, recipe.squared_temperature)
+        own = F.cross_entropy(logits, labels)
+        if not more:
             return own
-        other = F.cross_entropy(logits, batch.labels[batch.mix.partner.to(self.device)])
-        return batch.mix.share * own + (1 - batch.mix.share) * other
+        partners, share = more
+        return share * own + (1 - share) * F.cross_entropy(logits, partners)
 
     def tested(self, epoch: int) -> dict[str, Any]:
         """Test where the recipe says so and after the last epoch."""
         if not self.task.recipe.tests(epoch, self.task.score.epochs):
             return {}
         card = self.soft.teacher.card
-        return {"top1": round(accuracy(self.model, self.task.test, card.mean, card.std, self.device), 4)}
+        return {"top1": round(accuracy(self.model, self.task.test, card.mean, card.std, self.device, self.task.job.runtime), 4)}
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:
@@ -216,14 +233,14 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: boo
     return loss * temperature**2 if squared else loss
 
 
-def optimizer_of(model: nn.Module, recipe: Recipe, arch: str) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, recipe: Recipe, arch: str, device: torch.device) -> torch.optim.Optimizer:
     """The recipe's optimizer for a student of this architecture."""
     weight_decay = recipe.weight_decay_for(arch)
     whole = [{"params": list(model.parameters()), "weight_decay": weight_decay}]
     groups = whole if recipe.decay == "all" else decayed(model, weight_decay)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.rate(arch), momentum=0.9)
-    return torch.optim.AdamW(groups, lr=recipe.rate(arch), betas=recipe.betas)
+        return sgd(groups, recipe.rate(arch), device, momentum=0.9)
+    return adamw(groups, recipe.rate(arch), device, betas=recipe.betas)
 
 
 def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

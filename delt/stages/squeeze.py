@@ -14,15 +14,15 @@ from delt.artifacts.teacher import FILES, Teacher, TeacherCard, check_classes, l
 from delt.config import TeacherConfig
 from delt.data.augment import pad_crop, random_resized_crop
 from delt.data.images import RealSet, normalise
-from delt.data.views import safe_batch
+from delt.data.views import TOGETHER, safe_batch
 from delt.errors import ConfigError, TeacherError
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
 from delt.models.zoo import build, has_batchnorm
-from delt.runtime import Job, settings, stream
+from delt.runtime import Job, in_training, resolve, settings, stream, trainable
 from delt.schedule import cosine
 from delt.storage import Slots
-from delt.training import accuracy, fit
+from delt.training import Given, accuracy, fit, sgd
 
 SMALLEST = 0.08  # area share of a crop of a large image
 
@@ -122,27 +122,42 @@ def _require_batchnorm(model: nn.Module, arch: str) -> None:
 
 def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
     info = real.info
-    model = build(config.arch, len(info.classes), info.channels, info.size, config.width, config.seed).to(job.device)
+    model = trainable(build(config.arch, len(info.classes), info.channels, info.size, config.width, config.seed), job.device)
     _require_batchnorm(model, config.arch)
     batch = safe_batch(len(real.train), config.batch)
     steps = -(-len(real.train) // batch)
-    optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    part = batch * max(1, TOGETHER // batch)  # images that are augmented at once
+    optimizer = sgd(model.parameters(), config.lr, job.device, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
     job.emit({"stage": "squeeze", "total": config.epochs * len(real.train), "unit": "img"})
 
-    def losses(epoch: int) -> Iterator[Tensor]:
+    def batches(epoch: int) -> Iterator[Given]:
         generator = stream(config.seed, "squeeze", epoch)
         order = torch.randperm(len(real.train), generator=generator)
-        for pixels, labels in real.train.batches(order, batch):
-            images = normalise(pixels.to(job.device), info.mean, info.std)
-            images = pad_crop(images, config.pad, info.flip, generator)
-            yield F.cross_entropy(model(images), labels.to(job.device), label_smoothing=config.smoothing)
-            job.emit({"stage": "squeeze", "done": len(labels)})
+        for pixels, labels in real.train.batches(order, part):
+            views = pad_crop(normalise(pixels.to(job.device), info.mean, info.std), config.pad, info.flip, generator)
+            for images, own in zip(views.split(batch), labels.to(job.device).split(batch), strict=True):
+                yield images, own
+                job.emit({"stage": "squeeze", "done": len(own)})
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        with in_training(job.runtime):
+            logits = model(images)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing)
 
     slots = Slots(job.work / "teacher") if job.work else None
     with settings(job.runtime):
-        every = job.runtime.checkpoint_seconds
         history = fit(
-            model, optimizer, config.epochs, losses, lambda epoch: _rate(epoch, config), steps, seed=config.seed, slots=slots, every=every
+            model,
+            optimizer,
+            config.epochs,
+            batches,
+            loss,
+            lambda epoch: _rate(epoch, config),
+            steps,
+            seed=config.seed,
+            slots=slots,
+            every=job.runtime.checkpoint_seconds,
+            graphs=resolve(job.runtime).graphs == "on",
         )
     for record in history:
         job.emit({"stage": "squeeze", "record": record})
