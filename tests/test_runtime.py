@@ -95,6 +95,7 @@ def test_resolve_keeps_what_was_said():
         workers=3,
         threads=2,
         precision="bf16",
+        train_precision="bf16",
         memory_format="channels_last",
         packing=5,
         compile="on",

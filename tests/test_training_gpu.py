@@ -1,0 +1,50 @@
+"""Training on a GPU: recorded steps train as plain ones, dropout and BatchNorm included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from delt.config import RuntimeConfig
+from delt.runtime import in_training, resolve, seeded, settings, stream, trainable
+from delt.training import Given, adamw, fit, sgd
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CUDA = torch.device("cuda")
+
+
+def trained(make: Any, graphs: bool, precision: str = "fp32") -> tuple[list[Tensor], list[float]]:
+    runtime = resolve(RuntimeConfig(device="cuda", precision="fp32", train_precision=precision))
+    with seeded(torch.device("cpu"), "network"):
+        layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(512, 4))
+        model = trainable(nn.Sequential(*layers), CUDA)
+
+    def batches(epoch: int) -> Iterator[Given]:
+        for step in range(6):
+            draws = stream("batch", epoch, step)
+            count = 16 if step < 5 else 7
+            yield torch.randn(count, 3, 8, 8, generator=draws).to(CUDA), torch.randint(4, (count,), generator=draws).to(CUDA)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        with in_training(runtime):
+            logits = model(images)
+        return F.cross_entropy(logits.float(), labels)
+
+    with settings(runtime):
+        history = fit(model, make(model.parameters(), 0.05, CUDA), 4, batches, loss, lambda epoch: 0.05 / (1 + epoch), 6, graphs=graphs)
+    return [value.clone() for value in model.state_dict().values()], [record["loss"] for record in history]
+
+
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_recorded_steps_train_as_plain_ones(make: Any) -> None:
+    (plain, before), (recorded, after) = trained(make, False), trained(make, True)
+    assert before[-1] < before[0] and after[-1] < after[0]
+    for one, two in zip(before, after, strict=True):
+        assert abs(one - two) < 0.3
+    assert trained(make, True)[1] == after
+    assert trained(make, True, "bf16")[1][-1] < before[0]
