@@ -18,9 +18,11 @@ from delt.engine.memory import Split, fitted
 from delt.engine.pack import PackTask
 from delt.engine.step import State, Step
 from delt.grouping import make_groups
-from delt.models.statistics import freeze_norms
 from delt.runtime import Job, resolve, settings, silent
 from delt.schedule import plan
+
+if torch.cuda.is_available():
+    from delt.models import kernels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 LOAD = Load(32, "resnet18", 16, ipc=6, group=6, iterations=40, sub_batches=2)
@@ -137,11 +139,21 @@ def test_where_memory_runs_out_the_run_goes_on_in_smaller_parts() -> None:
     assert (found - expected).abs().max() < 1e-7
 
 
-def test_a_frozen_layer_keeps_the_layout_of_its_gradient() -> None:
-    network = freeze_norms(torch.nn.Sequential(torch.nn.BatchNorm2d(8)).eval().requires_grad_(False).cuda())
-    x = torch.randn(4, 8, 5, 5, device="cuda").half().contiguous(memory_format=torch.channels_last).requires_grad_()
-    (gradient,) = torch.autograd.grad(network(x), x, torch.randn_like(x))
-    assert gradient.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("count", "channels", "side", "groups"), [(12, 64, 16, 3), (4, 70, 5, 4), (2, 8, 1, 1), (100, 128, 28, 2)])
+def test_kernels_are_plain_torch(count: int, channels: int, side: int, groups: int, dtype: torch.dtype) -> None:
+    x = (torch.randn(count, channels, side, side, device="cuda") * 2 + 5).to(dtype).contiguous(memory_format=torch.channels_last)
+    mean, var = kernels.moments(x, torch.full((channels,), 4.5, device="cuda"), groups)
+    wanted, wide = torch.var_mean(x.double().unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0), x.double()
+    assert (mean - wanted[1]).abs().max() < 1e-5 and (var - wanted[0]).abs().max() < 1e-4
+    gradient, scale = torch.randn_like(x), torch.randn(channels, device="cuda")
+    offset, slope = (torch.randn(groups, channels, device="cuda") for _ in range(2))
+    found = kernels.pulled(gradient, x, scale, offset, slope)
+    line = (offset[:, :, None, None] + slope[:, :, None, None] * wide.unflatten(0, (-1, groups))).flatten(0, 1)
+    expected = gradient.double() * scale[:, None, None] + line
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert ((found - expected).abs() / (1 + expected.abs())).max() < (1e-3 if dtype == torch.float16 else 1e-6)
+    assert torch.equal(found, kernels.pulled(gradient, x, scale, offset, slope))
 
 
 def test_packing_is_chosen_from_the_memory_at_hand() -> None:

@@ -46,7 +46,7 @@ CORE = {
     "stages",
     "methods",
 }
-CORE_NEEDS = {"torch", "torchvision", "numpy", "PIL", "safetensors", "pyarrow", "sklearn", "scipy"}
+CORE_NEEDS = {"torch", "triton", "torchvision", "numpy", "PIL", "safetensors", "pyarrow", "sklearn", "scipy"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "notebooks")
 
 

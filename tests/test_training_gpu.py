@@ -42,7 +42,7 @@ def trained(make: Any, graphs: bool, precision: str = "fp32") -> tuple[list[Tens
 
 @pytest.mark.parametrize("make", [sgd, adamw])
 def test_recorded_steps_train_as_plain_ones(make: Any) -> None:
-    (plain, before), (recorded, after) = trained(make, False), trained(make, True)
+    (_, before), (_, after) = trained(make, False), trained(make, True)
     assert before[-1] < before[0] and after[-1] < after[0]
     for one, two in zip(before, after, strict=True):
         assert abs(one - two) < 0.3

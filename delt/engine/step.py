@@ -33,6 +33,7 @@ from delt.engine.pack import PackTask
 from delt.engine.pixels import kept_pixels, resized, small_side, starting_images
 from delt.errors import DeltError
 from delt.models.statistics import Lines, StatisticsMatch, freeze_norms, lines, patch_side
+from delt.models.zoo import regular_stem
 from delt.runtime import Emit, Replay, given_to, is_out_of_memory, lowered, send, silent, stream
 from delt.schedule import learning_rate
 
@@ -151,10 +152,13 @@ class Step:
         self.replay.forget()
 
     def network(self, teacher: Teacher) -> nn.Module:
-        """The teacher's network in the arithmetic and layout of this run."""
+        """The teacher's network in the arithmetic and layout of this run, with what is quick on a GPU in its place."""
         network = lowered(teacher.model, self.runtime)
-        plain = self.device.type == "cpu" or self.runtime.compile == "on" or network is teacher.model
-        return network if plain else freeze_norms(network)
+        if self.device.type == "cpu" or network is teacher.model:
+            return network
+        if self.config.match == "bn":  # where convolutions are measured, they stay
+            network = regular_stem(network)
+        return network if self.runtime.compile == "on" else freeze_norms(network)
 
     def match(self, teacher: Teacher, turn: int) -> StatisticsMatch:
         """What measures the statistics of a teacher."""

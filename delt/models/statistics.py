@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ TINY = torch.finfo(torch.float64).tiny
 Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, variances, patch means, variances, end to end
 
 
+def mean_and_variance(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per group and channel of x [N,C,H,W]: two of [G,C]."""
+    wide = x if x.dtype == torch.float64 else x.float()  # statistics need 32 bits, whatever the layers run in
+    var, mean = torch.var_mean(wide.unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0)
+    return mean, var
+
+
 class Moments(torch.autograd.Function):
     """Mean and biased variance per group and channel of x [N,C,H,W]: two of [G,C].
 
@@ -39,11 +47,9 @@ class Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        wide = x if x.dtype == torch.float64 else x.float()  # statistics need 32 bits, whatever the layers run in
-        var, mean = torch.var_mean(wide.unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0)
         ctx.save_for_backward(x)
         ctx.groups = groups
-        return mean, var
+        return mean_and_variance(x, groups)
 
     @staticmethod
     def backward(ctx: Any, *line: Tensor) -> tuple[Tensor, None]:
@@ -77,30 +83,59 @@ def lines(measured: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
     return torch.cat([torch.addcmul(of_mean / values, slope, mean, value=-1), slope], 1)
 
 
-class Scaled(torch.autograd.Function):
-    """A frozen BatchNorm layer, whose gradient is a factor per channel, in the layout in which it comes.
+class Watched(torch.autograd.Function):
+    """A frozen BatchNorm layer together with the `Moments` of its input: its output, means and variances.
 
-    torch's own changes the layout of a channels-last gradient on a GPU, which makes every operator after it several times slower.
+    One pass over the gradient and the input gives the gradient of both, as a line per channel and group:
+    gradient * scale + offset + slope * x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
-        assert layer.running_var is not None
-        root = (layer.running_var + layer.eps).sqrt()
-        ctx.save_for_backward((1 if layer.weight is None else layer.weight) / root)
-        return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
+    def forward(ctx: Any, x: Tensor, layer: FrozenNorm, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(x, layer.scale)
+        ctx.groups = groups
+        out = F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
+        if kernels_suit(x):
+            from delt.models import kernels
+
+            assert layer.running_mean is not None
+            return out, *kernels.moments(x, layer.running_mean, groups)
+        return out, *mean_and_variance(x, groups)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (scale,) = ctx.saved_tensors
-        return grads[0] * scale.to(grads[0].dtype)[:, None, None], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (x, scale), (gradient, offset, slope) = ctx.saved_tensors, grads
+        if kernels_suit(x):
+            from delt.models import kernels
+
+            return kernels.pulled(gradient, x, scale, offset, slope), None, None
+        line = torch.addcmul(offset[:, :, None, None], x.unflatten(0, (-1, ctx.groups)), slope[:, :, None, None]).flatten(0, 1)
+        return (gradient * scale[:, None, None] + line).to(x.dtype), None, None
+
+
+def kernels_suit(x: Tensor) -> bool:
+    """Whether `delt.models.kernels` can take this tensor [N,C,H,W]."""
+    return x.is_cuda and x.dtype != torch.float64 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class FrozenNorm(nn.BatchNorm2d):
-    """A BatchNorm2d layer in evaluation mode, with the gradient of `Scaled`."""
+    """A BatchNorm2d layer in evaluation mode which measures its input in the same pass, where it is watched."""
+
+    watch: Callable[[Tensor, Tensor, Tensor], None] | None = None  # takes input, means and variances
+    groups = 1
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Factor per channel [C]."""
+        assert self.running_var is not None
+        root = (self.running_var + self.eps).sqrt()
+        return 1 / root if self.weight is None else self.weight / root
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = Scaled.apply(x, self)
+        if self.watch is None:
+            return super().forward(x)
+        out, mean, var = Watched.apply(x, self, self.groups)
+        self.watch(x, mean, var)
         return out
 
 
@@ -215,26 +250,49 @@ class StatisticsMatch:
         return [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
 
     def __enter__(self) -> StatisticsMatch:
-        self._handles = [self.model.register_forward_pre_hook(lambda *_: self._forget())]
-        self._handles += [layer.register_forward_pre_hook(self._hook(name)) for name, layer in self.layers.items()]
+        self._handles = [self.model.register_forward_pre_hook(lambda *_: self._begin())]
+        for name, layer in self.layers.items():
+            if isinstance(layer, FrozenNorm):
+                layer.watch = self._watch(name)
+            else:
+                self._handles.append(layer.register_forward_pre_hook(self._hook(name)))
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
+        for layer in self.layers.values():
+            if isinstance(layer, FrozenNorm):
+                layer.watch = None
         self._forget()
 
     def _forget(self) -> None:
         self._means, self._vars, self._shapes = [], [], []
 
+    def _begin(self) -> None:
+        """A forward pass begins."""
+        self._forget()
+        for layer in self.layers.values():
+            if isinstance(layer, FrozenNorm):
+                layer.groups = self.groups
+
+    def _watch(self, name: str) -> Callable[[Tensor, Tensor, Tensor], None]:
+        def note(x: Tensor, mean: Tensor, var: Tensor) -> None:
+            self._note(name, x, mean, var)
+            self._images = x.shape[0] // self.groups
+
+        return note
+
+    def _note(self, name: str, part: Tensor, mean: Tensor, var: Tensor) -> None:
+        self._means.append(mean)
+        self._vars.append(var)
+        self._shapes.append((name, math.prod(part.shape[2:])))
+
     def _hook(self, name: str) -> Callable[..., None]:
         def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
             for part in [x] if isinstance(layer, nn.BatchNorm2d) else [x, patches(x, self.side)]:
-                mean, var = Moments.apply(part, self.groups)
-                self._means.append(mean)
-                self._vars.append(var)
-                self._shapes.append((name, math.prod(part.shape[2:])))
+                self._note(name, part, *Moments.apply(part, self.groups))
             self._images = x.shape[0] // self.groups
 
         return measure
