@@ -314,11 +314,11 @@ def main() -> None:
             own = resolve(replace(runtime, precision=precision, memory_format="auto", packing=None))
 
             def again(own: RuntimeConfig = own) -> None:
-                sets["delt", small], about = synthesis("delt", small, teacher, real, Job(0, own), iterations=iterations)
+                sets[own.precision, small], about = synthesis("delt", small, teacher, real, Job(0, own), iterations=iterations)
                 table.record["syntheses"].append({**about, "precision": own.precision})
 
             step(f"synthesis delt {small} in {precision}", 60, again)
-            train(25, Row("delt", small, "paper:delt", seeds=seeds, note=f" ({precision})"))
+            train(50, Row(precision, small, "paper:delt", seeds=seeds))
     table.keep()
     table.say("done")
 

@@ -184,8 +184,12 @@ def _restore(values: _Values) -> None:
 
 def _rounds(runtime: RuntimeConfig) -> bool:
     """Whether 32-bit products may be rounded to TF32: where that was asked for, and where networks on a GPU are as coarse anyway."""
-    coarse = {runtime.precision, runtime.train_precision} & {"tf32", *HALVES}
-    return bool(coarse) and ("tf32" in coarse or device_of(runtime).type == "cuda")
+    return runtime.precision == "tf32" or (runtime.precision in HALVES and device_of(runtime).type == "cuda")
+
+
+def for_training(runtime: RuntimeConfig) -> RuntimeConfig:
+    """The same machine, in the arithmetic of training."""
+    return dataclasses.replace(runtime, precision=runtime.train_precision)
 
 
 def _apply(runtime: RuntimeConfig) -> None:

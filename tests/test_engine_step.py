@@ -47,7 +47,7 @@ def teacher_of(arch: str = "resnet18") -> Teacher:
 
 
 def task_of(groups: int = 3, runtime: dict[str, Any] | None = None, **changes: Any) -> PackTask:
-    config = RecoverConfig(iterations=ITERATIONS, flip=True, jitter=1, bn_weight=0.5, **changes)
+    config = RecoverConfig(iterations=ITERATIONS, flip=True, jitter=1, bn_weight=0.3, **changes)
     made = make_groups(2 * groups, plan(ITERATIONS, IPC, None, 3), group_size=2 * IPC)
     job = Job(0, resolve(RuntimeConfig(device="cpu", **(runtime or {}))))
     return PackTask((teacher_of(),), made, None, config, frozenset(), (), ITERATIONS, job)

@@ -372,7 +372,7 @@ class Step:
         measured = sums.joined().requires_grad_()
         distance = match.distance(measured, part.dropped)
         (slope,) = torch.autograd.grad(distance.sum(), measured)
-        line = lines(measured.detach(), slope * (self.config.bn_weight * self.scale), sums.values)
+        line = lines(measured.detach(), slope * self.scale.to(slope.dtype) * self.config.bn_weight, sums.values)
         pulls = list(line.split([one.shape[1] for one in [*sums.means, *sums.variances]], 1))
         gradients, entropies = [], []
         for rows in chunks:

@@ -24,7 +24,7 @@ from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
 from delt.models.zoo import build, named
 from delt.recipes import Recipe, recipe_of
-from delt.runtime import Emit, Job, in_training, resolve, seed_of, send, settings, trainable
+from delt.runtime import Emit, Job, for_training, in_training, resolve, seed_of, send, settings, trainable
 from delt.storage import Slots
 from delt.training import Given, accuracy, adamw, fit, sgd
 
@@ -135,7 +135,7 @@ def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
     student = Student(task, model, device, emit)
     peak = recipe.rate(task.arch)
     optimizer = optimizer_of(model, recipe, task.arch, device)
-    with settings(task.job.runtime):
+    with settings(for_training(task.job.runtime)):
         history = fit(
             model,
             optimizer,

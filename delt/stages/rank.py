@@ -20,7 +20,7 @@ from delt.data.images import RealSet, normalise
 from delt.errors import DataError
 from delt.runtime import Job, seed_of, settings, stream
 
-BATCH = 256  # images scored at once; a GPU takes more of small ones
+BATCH = 256  # images scored at once
 SMALLEST = 0.08  # area share of a scored crop (RDED)
 CORESETS = ("herding", "kmeans")  # orders that go by features
 

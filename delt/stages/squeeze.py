@@ -19,7 +19,7 @@ from delt.errors import ConfigError, TeacherError
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
 from delt.models.zoo import build, has_batchnorm
-from delt.runtime import Job, in_training, resolve, settings, stream, trainable
+from delt.runtime import Job, for_training, in_training, resolve, settings, stream, trainable
 from delt.schedule import cosine
 from delt.storage import Slots
 from delt.training import Given, accuracy, fit, sgd
@@ -145,7 +145,7 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
         return F.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing)
 
     slots = Slots(job.work / "teacher") if job.work else None
-    with settings(job.runtime):
+    with settings(for_training(job.runtime)):
         history = fit(
             model,
             optimizer,
@@ -192,6 +192,6 @@ def _card(real: RealSet, config: TeacherConfig, source: str) -> TeacherCard:
 
 
 def _measured(model: nn.Module, card: TeacherCard, real: RealSet, job: Job) -> Teacher:
-    with settings(job.runtime):
+    with settings(for_training(job.runtime)):
         top1 = accuracy(model.to(job.device), real.test, card.mean, card.std, job.device)
     return Teacher(model, dataclasses.replace(card, accuracy=round(top1, 4)))
