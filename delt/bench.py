@@ -7,6 +7,7 @@ synthesis takes is arithmetic over these rounds, and called a prediction.
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import importlib.util
@@ -20,6 +21,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,8 +34,25 @@ from delt.engine.step import Step
 from delt.errors import ConfigError
 from delt.grouping import make_groups
 from delt.models import zoo
-from delt.runtime import Job, device_of, machine, peak_memory, reset_peak, resolve, settings, synchronise
+from delt.runtime import (
+    HALVES,
+    Job,
+    Replay,
+    device_of,
+    for_training,
+    in_training,
+    machine,
+    peak_memory,
+    reset_peak,
+    resolve,
+    settings,
+    synchronise,
+    trainable,
+)
 from delt.schedule import plan
+from delt.stages.evaluate import soft_loss
+from delt.training import Step as TrainingStep
+from delt.training import adamw
 
 CLASSES = {32: 10, 64: 200, 224: 1000}  # of the data sets that have these sizes: CIFAR-10, Tiny-ImageNet, ImageNet-1K
 IPC, SUB_BATCHES, ITERATIONS, GROUP = 50, 8, 4000, 100
@@ -88,6 +108,21 @@ class Load:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             teacher.logits(torch.zeros(1, 3, self.size, self.size, device=self.device))
         return 2 * int(counter.get_total_flops())
+
+    @functools.cached_property
+    def elements(self) -> int:
+        """Numbers that go into the BatchNorm layers for one image."""
+        found: list[int] = []
+        norms = [layer for layer in self.teacher.model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+        handles = [layer.register_forward_pre_hook(lambda _, given: found.append(given[0].numel())) for layer in norms]
+        self.teacher.logits(torch.zeros(1, 3, self.size, self.size, device=self.device))
+        for handle in handles:
+            handle.remove()
+        return sum(found)
+
+    def traffic(self, runtime: RuntimeConfig) -> int:
+        """Bytes that an iteration has to move per image if everything between two convolutions were one pass: five per number."""
+        return 5 * self.elements * (2 if runtime.precision in HALVES else 4)
 
     @property
     def device(self) -> torch.device:
@@ -184,6 +219,7 @@ def rounds(load: Load, runtime: RuntimeConfig) -> dict[str, Any]:
         "per_s": work / whole,
         "full_per_s": rows[-1]["per_s"],
         "tflops": work / whole * load.flop / 1e12,
+        "tb_per_s": work / whole * load.traffic(runtime) / 1e12,
         "saved": 1 - whole / (load.iterations * rows[-1]["seconds"]),
         "saved_ideal": task.schedule.saved,
         "peak_memory": peak_memory(runtime),
@@ -277,6 +313,34 @@ def against_reference(load: Load, runtimes: dict[str, RuntimeConfig], turns: int
     }
 
 
+def training(load: Load, runtime: RuntimeConfig) -> dict[str, Any]:
+    """Images per second of a teacher's training, and of a student's with labels that the teacher gives online."""
+    device = device_of(runtime)
+    cpu = device.type == "cpu"
+    teacher = trainable(copy.deepcopy(load.teacher.model), device)
+    found = {}
+    for name, batch in (("teacher", 32 if cpu else 512), ("student", 32 if cpu else 100)):
+        model = trainable(zoo.build(load.arch, load.classes, 3, load.size, load.width, generator_seed=1), device).train()
+        images = torch.randn(batch, 3, load.size, load.size, device=device)
+        labels = torch.randint(load.classes, (batch,), device=device)
+
+        def loss(images: Tensor, labels: Tensor, model: Any = model, student: bool = name == "student") -> Tensor:
+            with in_training(runtime):
+                logits = model(images).float()
+            if not student:
+                return F.cross_entropy(logits, labels)
+            with torch.no_grad():
+                target = teacher(images).float()
+            return soft_loss(logits, target, 20.0)
+
+        step = TrainingStep(adamw(model.parameters(), 1e-3, device), loss, Replay(runtime.graphs == "on"))
+        with settings(for_training(runtime)):
+            for _ in range(4):
+                step((images, labels))
+            found[name] = batch / timed(lambda step=step, given=(images, labels): step(given), device, load.seconds)  # type: ignore[misc]
+    return {"precision": runtime.train_precision, **{f"{name}_per_s": value for name, value in found.items()}}
+
+
 def bench(
     device: str = "auto", sizes: Sequence[int] = (32, 64, 224), variants: Sequence[str] = (), smoke: bool = False, seconds: float = 1.0
 ) -> dict[str, Any]:
@@ -303,6 +367,9 @@ def bench(
             release()
         entry["against_reference"] = against_reference(load, chosen)
         print(against(size, entry["against_reference"], entry["launches"]), flush=True)
+        entry["training"] = trained = training(load, resolve(plain))
+        speeds = ", ".join(f"{name} {trained[name + '_per_s']:,.0f}" for name in ("teacher", "student"))
+        print(f"{size:>4} px  training       {speeds} images/s in {trained['precision']}", flush=True)
         record["loads"].append(entry)
         release()
     return record
@@ -325,10 +392,10 @@ def release() -> None:
 
 def line(size: int, name: str, found: dict[str, Any]) -> str:
     """One variant in a line."""
-    share = 100 * found["tflops"] / found["ceilings"]["matmul_tflops"]
+    share, moved = 100 * found["tflops"] / found["ceilings"]["matmul_tflops"], 100 * found["tb_per_s"] / found["ceilings"]["copy_tb_per_s"]
     return (
         f"{size:>4} px  {name:<14} {found['per_s']:>9,.0f} image-iterations/s over the schedule  {found['full_per_s']:>9,.0f} at its end  "
-        f"{found['tflops']:>7.2f} TFLOP/s ({share:.0f} % of a matrix product)  "
+        f"{found['tflops']:>7.2f} TFLOP/s ({share:.0f} % of a matrix product, {moved:.0f} % of a copy)  "
         f"saved {100 * found['saved']:.1f} % of {100 * found['saved_ideal']:.2f}  {found['peak_memory'] / 2**30:.1f} GiB  "
         f"packing {found['packing']}  first step {found['first_step_s']:.0f} s  "
         f"predicted {found['predicted_hours']:.2f} h for {found['predicted_for']}"
