@@ -34,6 +34,7 @@ from delt.engine.step import Step
 from delt.errors import ConfigError
 from delt.grouping import make_groups
 from delt.models import zoo
+from delt.models.statistics import FrozenNorm
 from delt.runtime import (
     HALVES,
     Job,
@@ -243,7 +244,8 @@ def count_launches(load: Load, runtime: RuntimeConfig) -> int:
         with Launches() as prepared:
             span = step.inputs(1)
         assert step.span is not None and span is not None
-        return iteration.count + -(-prepared.count // (step.span.stop - step.span.start))
+        kernels = 3 * sum(isinstance(layer, FrozenNorm) for layer in step.networks[0].modules())  # Triton's are no operators of torch
+        return iteration.count + kernels + -(-prepared.count // (step.span.stop - step.span.start))
 
 
 class Rival:

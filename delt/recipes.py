@@ -56,8 +56,9 @@ class Recipe:
     """
 
     name: str
-    epochs: int
+    epochs: int  # passes over the set
     batches: Mapping[int, tuple[int, int, int]]  # classes -> images per step for ipc below 10, below 30, and above
+    max_updates: int | None = None  # fewer passes where all of them would take more steps than that
     half_batch: tuple[tuple[str, int], ...] = ()  # (architecture, classes) that take half of it
     batch_of: Mapping[str, int] = field(default_factory=dict)  # architectures with a batch of their own
     accumulate: int = 1  # parts in which a step's batch goes through the student: BatchNorm sees the parts
@@ -106,6 +107,12 @@ class Recipe:
             size //= 2
         return min(size, ipc * classes)
 
+    def passes(self, images: int, batch: int) -> int:
+        """Passes over a set of so many images."""
+        if self.max_updates is None:
+            return self.epochs
+        return max(1, min(self.epochs, self.max_updates // -(-images // batch)))
+
     def rate(self, arch: str) -> float:
         """Peak learning rate for an architecture."""
         return self.lr_of.get(arch, self.lr)
@@ -132,6 +139,10 @@ _COMMON = Recipe(
     epochs=300,
     batches={10: (10, 25, 50), 100: (20, 100, 100), 200: (50, 100, 100), 1000: (20, 100, 200)},
     smallest_crop=0.5,
+    max_updates=10_000,
+    cases=(  # of four forms, chosen with one student each on training images that were held out (benchmarks/LOG.md)
+        Case({"epochs": 1000, "loss": "mse+ce", "ce_weight": 0.1}, datasets=("cifar10",)),
+    ),
 )
 
 _RATES = {"mobilenet_v2": 2.5e-3, "efficientnet_b0": 2e-3, "vgg11": 5e-4, "alexnet": 1e-4, "vit_b_16": 1e-4, "swin_v2_t": 1e-4}

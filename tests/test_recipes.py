@@ -216,3 +216,18 @@ def test_tests_come_when_they_were_published():
     assert tested("paper:rded", 25) == [24]  # 19 lies before the last fifth
     assert tested("paper:delt", 300) == tested("paper:fadrm", 300) == [*range(0, 300, 10), 299]
     assert tested("paper:sre2l", 100, "tiny-imagenet") == list(range(100))
+
+
+@pytest.mark.parametrize(("ipc", "passes"), [(1, 1000), (10, 1000), (50, 1000), (100, 500), (1000, 50)])
+def test_common_caps_the_updates_of_a_student(ipc: int, passes: int) -> None:
+    recipe = recipe_of("common", "cifar10", 32, ipc)
+    batch = recipe.batch(10, ipc)
+    assert recipe.passes(10 * ipc, batch) == passes and passes * math.ceil(10 * ipc / batch) <= recipe.max_updates == 10_000
+    assert recipe_of("common", "digits", 8, 5).passes(50, 10) == 300  # the general form is as long as before
+    assert recipe_of("paper:delt", "cifar10", 32, 1000).passes(10_000, 100) == 300  # published protocols have no cap
+
+
+def test_common_has_a_form_of_its_own_on_cifar10_that_keeps_the_rest() -> None:
+    general, own = recipe_of("common"), recipe_of("common", "cifar10", 32, 50)
+    assert (own.epochs, own.loss, own.ce_weight) == (1000, "mse+ce", 0.1) and (general.epochs, general.loss) == (300, "kl")
+    assert replace(own, epochs=300, loss="kl", ce_weight=0.0) == general

@@ -82,7 +82,9 @@ def student_tasks(
         batch = recipe.batch(len(synthetic.classes), ipc, arch)
         for labels in config.labels:
             for seed in range(job.seed, job.seed + config.seeds):
-                score = Score(name, recipe.name, labels, shown(arch, width), seed, config.epochs or recipe.epochs, 0.0, 0.0)
+                score = Score(
+                    name, recipe.name, labels, shown(arch, width), seed, config.epochs or recipe.passes(len(images), batch), 0.0, 0.0
+                )
                 tasks.append(StudentTask(score, recipe, arch, width, batch, images, test, soft, job))
     return tasks
 
