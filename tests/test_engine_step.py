@@ -5,6 +5,7 @@ That the whole of it is the papers' algorithm is held against slow references in
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from delt.engine.pack import PackTask
 from delt.engine.step import Step
 from delt.errors import DeltError
 from delt.grouping import make_groups
-from delt.models.statistics import remember_convolutions
+from delt.models.statistics import FrozenNorm, freeze_norms, remember_convolutions
 from delt.runtime import Job, Replay, resolve, silent
 from delt.schedule import learning_rate, plan
 from delt.stages.recover import recover_pack
@@ -86,6 +87,17 @@ def test_the_gradient_in_parts_is_the_whole_one(name: str, split: Split) -> None
     for whole, parts in zip(*found, strict=True):
         for one, two in zip(whole, parts, strict=True):
             assert one.shape == two.shape and (one - two).abs().max() < 1e-12 * max(1.0, one.abs().max().item())
+
+
+@pytest.mark.parametrize("split", [Split(3), Split(1, 5)], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_layers_that_measure_themselves_change_nothing(name: str, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where they do so in kernels of their own."""
+    expected, _ = run(task_of(**CASES[name]), split, steps=5)
+    monkeypatch.setattr(Step, "network", lambda step, teacher: freeze_norms(copy.deepcopy(teacher.model)))
+    found, step = run(task_of(**CASES[name]), split, steps=5)
+    assert any(isinstance(layer, FrozenNorm) for layer in step.networks[0].modules())
+    assert (found - expected).abs().max() < 1e-9
 
 
 def test_packed_groups_are_those_alone() -> None:

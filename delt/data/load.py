@@ -1,6 +1,6 @@
 """Open a real data set by name: `open_set("digits", DataConfig(), device)` gives its images, labels and facts.
 
-Sets under 2 GiB become uint8 tensors on the device; larger ones stay files that are decoded when asked for. A test
+Sets under 2 GiB become uint8 tensors on the device; larger ones stay files, each decoded once and kept on disk. A test
 part that has to be split off depends on the images alone, never on a run's seed, so every run of a set has the same.
 """
 
@@ -20,6 +20,7 @@ from delt.config import DataConfig
 from delt.data.facts import file_fingerprint, moments, spread, survey, tensor_fingerprint
 from delt.data.folders import Files, Listing, class_folders, find_parts, list_folder
 from delt.data.images import DataInfo, Images, RealSet, TensorImages
+from delt.data.kept import kept_in
 from delt.data.specs import OWN_FOLDER, DatasetSpec, chosen, spec_of
 from delt.data.stream import StreamImages, spare_workers
 from delt.errors import DataError
@@ -77,6 +78,8 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     workers = spare_workers()
     train, test = (StreamImages(listing.full(part), torch.tensor(part.labels), channels, size, device, workers) for part in files)
     if (len(train) + len(test)) * channels * size**2 >= HELD_BYTES:
+        for images, part in zip((train, test), files, strict=True):
+            images.kept = kept_in(decoded_folder(), listing.root, part.paths, (channels, size, size))
         facts = _info(spec, listing.classes, channels, size, train)
         return RealSet(facts, train, test, file_fingerprint(listing, files, channels, size))
     held = train.held(), test.held()
@@ -139,6 +142,13 @@ def require_files(name: str, config: DataConfig) -> None:
 
 
 # ---------------------------------------------------------------- where the files are
+
+
+def decoded_folder() -> Path:
+    """Where decoded images of large sets are kept: in $DELT_CACHE, or the user's cache."""
+    if own := os.environ.get("DELT_CACHE"):
+        return Path(own) / "decoded"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delt" / "decoded"
 
 
 def data_root(spec: DatasetSpec, config: DataConfig) -> Path:

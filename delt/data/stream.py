@@ -1,7 +1,8 @@
-"""Images that stay files and are decoded when they are asked for: for sets too large to hold in memory."""
+"""Images that stay files and are decoded when they are first asked for: for sets too large to hold in memory."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from delt.data.decode import decode
 from delt.data.images import TensorImages
+from delt.data.kept import Kept
 from delt.errors import DataError
 from delt.runtime import cores, stream
 
@@ -35,6 +37,7 @@ class StreamImages:
     size: int
     device: torch.device
     workers: int = 0  # processes that decode ahead; 0 decodes in this one
+    kept: Kept | None = None  # where decoded images are kept
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,10 +59,10 @@ class StreamImages:
         return TensorImages(self.fetch(torch.arange(len(self))), self.labels)
 
     def _decoded(self, index: Tensor, batch: int) -> Iterator[Tensor]:
-        parts = [[self.paths[i] for i in part.tolist()] for part in index.split(batch)]
+        parts = [[(i, self.paths[i]) for i in part.tolist()] for part in index.split(batch)]
         workers = min(self.workers, len(parts)) if len(index) > CHUNK else 0  # a process costs more than a few images
         loader = DataLoader(
-            _Batches(parts, self.channels, self.size),
+            _Batches(parts, self.channels, self.size, self.kept),
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
@@ -76,18 +79,19 @@ class _Batches(Dataset[Decoded]):
     """Whole batches, by number. Arrays and not tensors, because tensors would travel in shared memory, which
     containers keep small; an error as a value, because the loader would wrap a raised one in a worker's traceback."""
 
-    def __init__(self, parts: list[list[str]], channels: int, size: int) -> None:
-        self.parts, self.channels, self.size = parts, channels, size
+    def __init__(self, parts: list[list[tuple[int, str]]], channels: int, size: int, kept: Kept | None) -> None:
+        self.parts, self.channels, self.size, self.kept = parts, channels, size, kept
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, number: int) -> Decoded:
-        paths = self.parts[number]
-        images = torch.empty(len(paths), self.channels, self.size, self.size, dtype=torch.uint8)
+        files = self.parts[number]
+        images = torch.empty(len(files), self.channels, self.size, self.size, dtype=torch.uint8)
         try:
-            for image, path in zip(images, paths, strict=True):
-                image.copy_(decode(path, self.channels, self.size))
+            for image, (place, path) in zip(images, files, strict=True):
+                decoded = functools.partial(decode, path, self.channels, self.size)
+                image.copy_(self.kept.get(place, decoded) if self.kept else decoded())
             return images.numpy()
         except DataError as error:
             return DataError(str(error))
