@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from delt.artifacts.teacher import Teacher
 from delt.bench import Load
 from delt.config import RuntimeConfig
 from delt.engine import memory
@@ -68,8 +70,10 @@ def test_on_a_gpu_memory_and_length_decide(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
     open_ = RuntimeConfig(device="cpu", packing=None, compile="auto")
     teacher = Load(32, "resnet18", 4).teacher
+    large = Teacher(teacher.model, replace(teacher.card, size=224))
     few, many = (make_groups(classes, plan(4000, 50), group_size=100) for classes in (10, 2000))
     assert (fitted(open_, teacher, few).packing, fitted(open_, teacher, few).compile) == (2, "off")  # 2.3 would fit
-    assert (fitted(open_, teacher, many).packing, fitted(open_, teacher, many).compile) == (2, "on")
+    assert fitted(open_, teacher, many).compile == "off"  # small images are faster as they are
+    assert [fitted(open_, large, groups).compile for groups in (few[:1], many)] == ["off", "on"]
     said = RuntimeConfig(device="cpu", packing=7, compile="off")
     assert fitted(said, teacher, many) == said

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import delt
+from delt import pipeline
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.teacher import Teacher
 from delt.errors import DataError, DeltError, IntegrityError, RunError, Stopped, TeacherError
@@ -646,3 +647,21 @@ def test_fadrm_at_two_sizes_runs_to_the_end(tmp_path):
     given = {"method": "delt+fadrm", "teacher_arch": "resnet18", "teacher_width": 4, "teacher_epochs": 1, "recover_small_side": 0.8}
     done = delt.run(tiny(**given), tmp_path / "a", listener=quiet)
     assert done.synthetic.images.shape == (20, 1, 8, 8) and done.synthetic.iterations.view(10, 2).tolist() == [[8, 4]] * 10
+
+
+# ---------------------------------------------------------------- what the machine chooses
+
+
+def test_packing_and_compile_are_chosen_once_stored_and_kept(tmp_path, monkeypatch):
+    """As on a GPU, where they depend on the memory at hand: a run that goes on later keeps what it began with."""
+    real, chosen = pipeline.resolve, iter((3, 1))
+    monkeypatch.setattr(pipeline, "resolve", lambda runtime: replace(real(runtime), packing=runtime.packing, compile=runtime.compile))
+    monkeypatch.setattr(
+        pipeline, "fitted", lambda runtime, teacher, groups: replace(runtime, packing=runtime.packing or next(chosen), compile="off")
+    )
+    for until in ("rank", "evaluate"):
+        delt.run(tiny(), tmp_path / "a", until=until, listener=quiet)
+        runtime = delt.results.read_config(tmp_path / "a" / "config.json").runtime
+        assert (runtime.packing, runtime.compile) == (3, "off")
+    delt.run(tiny(packing=2), tmp_path / "b", until="rank", listener=quiet)
+    assert delt.results.read_config(tmp_path / "b" / "config.json").runtime.packing == 2

@@ -16,7 +16,8 @@ from delt.runtime import device_of, free_memory, given_to, lowered
 
 SHARE = 0.7  # of the free memory that a pack may take
 ENOUGH = 2**25  # pixels in a forward pass beyond which more images side by side make a GPU no faster
-PAYS = 2e10  # pixels, times the iterations they are in, from which on compiling takes less time than it saves
+PAYS = 1e11  # pixels, times the iterations they are in, from which on compiling saves more than its half minute
+COMPILED = 64  # pixels per side above which a compiled step is the faster one on a GPU (benchmarks/LOG.md)
 TRIAL = 16  # images
 
 
@@ -69,7 +70,7 @@ def fitted(runtime: RuntimeConfig, teacher: Teacher, groups: Sequence[Group]) ->
         runtime = replace(runtime, packing=packing)
     if runtime.compile == "auto":
         work = sum(group.schedule.image_iterations for group in groups) * size**2
-        runtime = replace(runtime, compile="on" if work > PAYS else "off")
+        runtime = replace(runtime, compile="on" if size > COMPILED and work > PAYS else "off")
     return runtime
 
 

@@ -141,6 +141,7 @@ class Step:
         alike = len(self.networks) == 1 and not (self.config.average or self.config.drop or self.config.densify)
         self.replay = Replay(self.runtime.graphs == "on" and alike)  # the same work from one iteration to the next
         self.still: Inputs | None = None  # what a recording reads
+        self.noted: list[tuple[int, tuple[Tensor, Tensor]]] = []  # losses that are still on the device
 
     def __enter__(self) -> Step:
         for match in self.matches:
@@ -276,8 +277,9 @@ class Step:
         depth = self.depth[:count] if config.adam_steps == "sub_batch" or config.clock == "own" else self.depth[:1]
         joins = torch.tensor(self.schedule.joins)[depth] if config.adam_steps == "sub_batch" else torch.zeros(len(depth))
         steps = times + 1 - joins.clamp_min(begun)
-        rates = torch.tensor([[learning_rate(*clock, config.lr) for clock in self.draws.clocks(t)] for t in range(start, stop)])
-        rates = (rates if rates.shape[1] == 1 else rates[:, depth]).double() / (1 - config.beta1**steps)
+        planned = [[learning_rate(*clock, config.lr) for clock in self.draws.clocks(t)] for t in range(start, stop)]
+        rates = torch.tensor(planned, dtype=torch.float64)
+        rates = (rates if rates.shape[1] == 1 else rates[:, depth]) / (1 - config.beta1**steps)
         widen = (1 - config.beta2**steps) ** -0.5
         return rates[..., None, None, None], widen[..., None, None, None]
 
@@ -437,25 +439,42 @@ class Step:
     # ------------------------------------------------------------------------------------------ what is seen of it
 
     def watched_pixels(self, state: State) -> Tensor:
-        """The recorded images as they are now, uint8 [R,C,H,W] on the CPU."""
+        """The recorded images as they are now, uint8 [R,C,H,W] on the device."""
         images = resized(state.images.detach()[self.watched], self.card.size)
-        return denormalise(images, self.card.mean, self.card.std).cpu()
+        return denormalise(images, self.card.mean, self.card.std)
+
+    def note(self, t: int, losses: tuple[Tensor, Tensor]) -> None:
+        """Keep the losses of an iteration for `settle`: reading a number would wait for a GPU."""
+        entropy, distance = losses
+        self.noted.append((t, (entropy.clone(), distance.clone())))
+
+    def settle(self, state: State) -> None:
+        """Read what was noted.
+
+        Raises:
+            DeltError: a loss is not finite; names group and iteration.
+        """
+        for noted in self.noted:
+            state.readings.extend(self.readings(*noted))
+        self.noted.clear()
 
     def frame(self, state: State) -> Frame:
         """What a listener that watches gets to see."""
         depth, rows = self.depth.tolist(), self.task.watched.tolist()
         labels = tuple(self.task.members[row][0] for row in rows)
-        images = self.watched_pixels(state).numpy()
+        images = self.watched_pixels(state).cpu().numpy()
         active = self.active(self.last[0]) if self.last else 0
         readings = list(self.readings(*self.last)) if self.last else []
         return Frame(state.t, self.task.iterations, images, labels, tuple(depth[row] for row in rows), active, len(depth), readings)
 
     def finish(self, state: State) -> Unit:
         """The images as they are in the pixels that are kept."""
+        self.settle(state)
         if not torch.isfinite(state.images).all():
             raise DeltError(f"recover: pixels of group {self.task.groups[0].key} are not finite; lower recover_lr")
         images = kept_pixels(resized(state.images.detach(), self.card.size), self.card.mean, self.card.std, self.config.save)
-        return Unit(images, torch.stack([*state.recorded, images[self.task.watched]]), state.t, state.readings)
+        recorded = [*(shot.cpu() for shot in state.recorded), images[self.task.watched]]
+        return Unit(images, torch.stack(recorded), state.t, state.readings)
 
     def readings(self, t: int, losses: tuple[Tensor, Tensor]) -> Iterator[dict[str, Any]]:
         """Loss terms at iteration t, one row per group; cross-entropy per sub-batch (None: it is empty), statistics are joint."""

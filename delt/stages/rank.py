@@ -21,6 +21,7 @@ from delt.errors import DataError
 from delt.runtime import Job, seed_of, settings, stream
 
 BATCH = 256  # images scored at once
+PIXELS = 2**24  # or as many as have so many pixels, on a GPU
 SMALLEST = 0.08  # area share of a scored crop (RDED)
 CORESETS = ("herding", "kmeans")  # orders that go by features
 
@@ -62,11 +63,16 @@ def _given(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int, job: J
     job.emit({"stage": "rank", "total": len(images), "unit": "img"})
     teacher = teacher.to(job.device)
     with settings(job.runtime):
-        for part in images.split(BATCH):
+        for part in images.split(_batch(job, card.size)):
             seen.append(teacher.logits(normalise(part.to(job.device), card.mean, card.std)).argmax(1).cpu())
             job.emit({"stage": "rank", "done": len(part)})
     job.emit({"message": check_order(given, torch.cat(seen))})
     return Patches(ipc, images, list(given.paths))
+
+
+def _batch(job: Job, size: int) -> int:
+    """Images that pass the teacher at once."""
+    return BATCH if job.device.type == "cpu" else max(BATCH, PIXELS // size**2)
 
 
 def medium_order(count: int) -> list[int]:
@@ -132,7 +138,8 @@ def _turns(
 def _features(teacher: Teacher, real: RealSet, images: Tensor, boxes: Tensor, job: Job) -> Tensor:
     """The teacher's features [n,D] of a box of each image, at full size."""
     card, parts = teacher.card, []
-    for rows, own in zip(images.split(BATCH), boxes.split(BATCH), strict=True):
+    batch = _batch(job, card.size)
+    for rows, own in zip(images.split(batch), boxes.split(batch), strict=True):
         pixels = real.train.fetch(rows).to(job.device)
         parts.append(teacher.features(_cut(normalise(pixels, card.mean, card.std), own, pixels.shape[-1])).float().cpu())
     return torch.cat(parts)
@@ -149,7 +156,8 @@ def _scored(teacher: Teacher, real: RealSet, label: int, images: Tensor, config:
     boxes = whole.repeat_interleave(tries, 0)
     if config.crops:
         boxes = draw_boxes(len(boxes), size, SMALLEST, stream(job.seed, "rank", "crops", label))
-    parts = zip(images.split(BATCH), boxes.split(BATCH * tries), strict=True)
+    batch = _batch(job, size)
+    parts = zip(images.split(batch), boxes.split(batch * tries), strict=True)
     scores = torch.cat([_scores(teacher, real, label, some, own, config.factor, job) for some, own in parts])
     best = scores.view(-1, tries).argmax(1) + torch.arange(len(images)) * tries
     return boxes[best], scores[best]
@@ -159,7 +167,7 @@ def _scores(teacher: Teacher, real: RealSet, label: int, images: Tensor, boxes: 
     """Scores [n*T] of T boxes of each of n images: every image is decoded once and its patches are cut from that."""
     pixels = real.train.fetch(images).to(job.device)
     tries = len(boxes) // len(images)
-    parts = torch.arange(len(boxes)).split(BATCH)
+    parts = torch.arange(len(boxes)).split(_batch(job, pixels.shape[-1]))
     return torch.cat([_score(teacher, pixels[(rows // tries).to(job.device)], boxes[rows], label, factor, job) for rows in parts])
 
 

@@ -155,13 +155,14 @@ def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tu
             _steps(step, state, pulse, slots)
         except Stopped:  # a listener's word, which comes between two steps
             if slots and state.t:
+                step.settle(state)
                 state.save(slots)
     return step.finish(state)
 
 
 def _steps(step: Step, state: State, pulse: Pulse, slots: storage.Slots | None) -> None:
     """Take the steps from `state.t` to the end; the pulse may raise `Stopped` between two of them."""
-    task, marks, clock = step.task, Counter(step.task.marks), time.monotonic()
+    task, marks, joins, clock = step.task, Counter(step.task.marks), set(step.schedule.joins), time.monotonic()
     pulse.beat(0, now=True)
     for t in range(state.t, task.schedule.iterations):
         if t in marks:
@@ -170,9 +171,12 @@ def _steps(step: Step, state: State, pulse: Pulse, slots: storage.Slots | None) 
         if step.active(t):  # none before the first join of a group without early images
             losses = step(state)
             if t in marks:
-                state.readings.extend(step.readings(t, losses))
+                step.note(t, losses)
         state.t = t + 1
+        if step.device.type == "cpu" or state.t in joins:
+            step.settle(state)
         if slots and time.monotonic() - clock > task.job.runtime.checkpoint_seconds:
+            step.settle(state)
             state.save(slots)
             clock = time.monotonic()
         pulse.beat(step.active(t))
