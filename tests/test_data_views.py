@@ -13,7 +13,7 @@ from torch import Tensor
 from delt.data import views as module
 from delt.data.augment import random_resized_crop
 from delt.data.images import TensorImages, normalise
-from delt.data.views import Batch, Views, parts_of, safe_batch
+from delt.data.views import Batch, Views, parts_of, safe_batch, together
 from delt.recipes import Recipe, recipe_of
 
 MEAN, STD = (0.3, 0.5, 0.4), (0.2, 0.3, 0.25)
@@ -186,3 +186,23 @@ def test_no_part_of_a_batch_is_a_single_image():
             sizes = [len(part) for part in cut]
             assert max(sizes) - min(sizes) <= 1 and (min(sizes) > 1 or count == 1)
             assert len(cut) == parts or count < 2 * parts
+
+
+@pytest.mark.parametrize(("batch", "size", "images"), [(50, 32, 4050), (128, 32, 4096), (100, 224, 100), (7, 64, 1022), (5000, 32, 5000)])
+def test_whole_batches_of_a_bounded_number_of_pixels_are_augmented_at_once(batch: int, size: int, images: int) -> None:
+    assert together(batch, size) == images and images % batch == 0
+
+
+def test_views_made_together_are_those_of_one_pass_whatever_the_batch_is_cut_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches follow the order of the pass, and each image keeps its label and row."""
+    pixels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 1, 8, 8).contiguous()
+    plain = replace(recipe_of("common"), mix="none", smallest_crop=1.0)
+    images = TensorImages(pixels, torch.arange(40) % 7)
+    views = Views(plain, (0.0,), (1 / 255,), False, 6, ("key",))
+    for pixels_at_once in (1, 6 * 64, 18 * 64, 2**22):
+        monkeypatch.setattr("delt.data.views.TOGETHER", pixels_at_once)
+        batches = list(views.epoch(images, 3))
+        assert [len(batch.index) for batch in batches] == [6] * 6 + [4]
+        for batch in batches:
+            assert torch.equal(batch.images[:, 0, 0, 0].round().long(), batch.index) and torch.equal(batch.labels, batch.index % 7)
+        assert sorted(int(row) for batch in batches for row in batch.index) == list(range(40))

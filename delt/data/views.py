@@ -18,7 +18,7 @@ from delt.data.randaugment import rand_augment
 from delt.recipes import Recipe
 from delt.runtime import stream
 
-TOGETHER = 4096  # images of a set in memory that are augmented at once, so that small batches cost few launches
+TOGETHER = 2**22  # pixels of a set in memory that are augmented at once, so that small batches cost few launches
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Batch:
     labels: Tensor
     index: Tensor
     mix: Mix | None
+
+
+def together(batch: int, size: int) -> int:
+    """Images of `size` pixels per side that are augmented at once: whole batches of so many."""
+    return batch * max(1, TOGETHER // (batch * size**2))
 
 
 def safe_batch(count: int, batch: int) -> int:
@@ -64,7 +69,7 @@ class Views:
         generator = stream(*self.key, epoch % self.period if self.period else epoch)
         order = torch.randperm(len(images), generator=generator)
         batch = safe_batch(len(images), self.batch)
-        part = batch * max(1, TOGETHER // batch) if isinstance(images, TensorImages) else batch
+        part = together(batch, images.pixels.shape[-1]) if isinstance(images, TensorImages) else batch
         pairs = zip(order.split(part), images.batches(order, part), strict=True)
         for index, (pixels, labels) in pairs:
             views = self._augmented(pixels, generator)

@@ -14,7 +14,7 @@ from delt.artifacts.teacher import FILES, Teacher, TeacherCard, check_classes, l
 from delt.config import TeacherConfig
 from delt.data.augment import pad_crop, random_resized_crop
 from delt.data.images import RealSet, normalise
-from delt.data.views import TOGETHER, safe_batch
+from delt.data.views import safe_batch, together
 from delt.errors import ConfigError, TeacherError
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
@@ -126,7 +126,7 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
     _require_batchnorm(model, config.arch)
     batch = safe_batch(len(real.train), config.batch)
     steps = -(-len(real.train) // batch)
-    part = batch * max(1, TOGETHER // batch)  # images that are augmented at once
+    part = together(batch, info.size)
     optimizer = sgd(model.parameters(), config.lr, job.device, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
     job.emit({"stage": "squeeze", "total": config.epochs * len(real.train), "unit": "img"})
 
