@@ -263,7 +263,10 @@ class Rival:
         self.images, self.t, self.device = images, 0, device
 
     def __call__(self) -> None:
+        cudnn = torch.backends.cudnn
+        before, cudnn.deterministic = cudnn.deterministic, False  # as the published programs leave it
         self.loop.step(self.t)
+        cudnn.deterministic = before
         self.t = (self.t + 1) % self.loop.iterations
 
     def launches(self) -> int:

@@ -29,6 +29,7 @@ def test_the_wheel_holds_all_it_needs(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert "delt/benchmarks/reference_loop.py" in names  # the yardstick of `delt bench`
     package = {path.relative_to(root).as_posix() for path in (root / "delt").rglob("*.py")}
     assert package <= names and {"delt/notebooks/experiment.ipynb", "delt/notebooks/summary.ipynb"} <= names
     assert {"delt/lab/view.js", "delt/lab/view.css"} <= names
