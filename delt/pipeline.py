@@ -181,7 +181,7 @@ class Pipeline:
     def write_config(self) -> None:
         """Keep the configuration for `--out` alone to go on; a finished run's is replaced when it is finished again."""
         if self.folder.manifest() is None:
-            storage.write_json(self.folder.path / "config.json", flatten(self.config))
+            storage.write_sealed(self.folder.path / "config.json", flatten(self.config))
 
     # ------------------------------------------------------------------------------------------ stages
 
@@ -367,7 +367,7 @@ class Pipeline:
             values[name] = measured(synthetic.images, synthetic.labels)
         drawn = same_number(self.real.train.labels, self.config.ipc, self.config.seed)
         values["real"] = measured(self.real.train.fetch(drawn), self.real.train.labels[drawn])
-        storage.write_json(self.folder.path / "diversity.json", values)
+        storage.write_sealed(self.folder.path / "diversity.json", values)
         self.folder.commit(
             "diversity", keys, [Path("diversity.json")], time.monotonic() - begun, peak_memory(self.config.runtime, self.pool)
         )
@@ -376,7 +376,7 @@ class Pipeline:
         """Write the configuration that now holds, and the manifest."""
         if isinstance(self.emit, Meter):
             self.emit.flush()
-        storage.write_json(self.folder.path / "config.json", flatten(self.config))
+        storage.write_sealed(self.folder.path / "config.json", flatten(self.config))
         self.folder.finish({"machine": machine(self.config.runtime), "seed": self.config.seed, "method": self.config.method})
 
     # ------------------------------------------------------------------------------------------ controls

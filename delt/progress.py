@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from delt.runtime import Emit
+from delt.storage import append_line
 
 WORDS = {
     "squeeze": "squeeze  (teacher)",
@@ -82,7 +83,5 @@ class Meter:
         self._stage, self._done = "", 0
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; a history for people, so it is not synced to the disk line by line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
+        """Append one line."""
+        append_line(self.path, json.dumps(line, sort_keys=True))

@@ -56,7 +56,7 @@ class Run:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the labels."""
-        return tuple(storage.read_json(self._checked("teachers/teacher.json"))["classes"])
+        return tuple(storage.read_sealed(self._checked("teachers/teacher.json"))["classes"])
 
     @cached_property
     def synthetic(self) -> SyntheticSet:
@@ -80,7 +80,7 @@ class Run:
     @cached_property
     def diversity(self) -> dict[str, dict[str, float]]:
         """Set -> {"mean": .., "class/NAME": ..}: intra-class cosine similarity of the synthetic set, its controls and real images."""
-        values: dict[str, dict[str, float]] = storage.read_json(self._checked("diversity.json"))
+        values: dict[str, dict[str, float]] = storage.read_sealed(self._checked("diversity.json"))
         return values
 
     @cached_property
@@ -214,8 +214,18 @@ def synthetic_sets(runs: Mapping[str, Run]) -> dict[str, SyntheticSet]:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in a run's config.json."""
+    """The configuration in a run's config.json, or in a copy that a person edited, which has no seal.
+
+    Raises:
+        IntegrityError: it is damaged, or holds something else.
+        ConfigError: a setting is unknown or wrong.
+    """
     flat = storage.read_json(path)
     if not isinstance(flat, dict):
         raise IntegrityError(f"{path} holds no configuration but {type(flat).__name__}")
-    return unflatten(flat)
+    if "seal" not in flat:
+        return unflatten(flat)
+    try:
+        return unflatten(storage.read_sealed(path))
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; for settings of your own edit a copy, without its seal, and give it with --config") from error

@@ -2,8 +2,8 @@
 
 Every write goes to a temporary file in the same folder, is synced and then renamed, so that a reader finds the old
 content or the new one, never a mix, whenever the process or the machine stops. A killed writer leaves at most a
-`.NAME.tmp` behind; `sweep` removes those. safetensors files carry no checksum of their own: records hold a sha256 of
-each finished file, and the two files of `Slots` carry theirs inside.
+`.NAME.tmp` behind; `sweep` removes those. The formats that are used have no checksum of their own, so every file carries
+its sha256 inside (`sealed` and `write_sealed`, and the two files of `Slots`), and records hold that of each finished one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from delt.errors import DeltError, IntegrityError
 DIGEST_BYTES = 32  # of a raw sha256
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp", re.DOTALL)  # see temporary_of
 LENGTH_BYTES = 8  # little-endian length of the header at the start of a safetensors file
+SEAL = "delt_sha256"  # name under which a file's metadata hold its own sha256
+UNSEALED = "0" * 64  # what stands there while it is computed
+SEAL_PLACE = re.compile(SEAL.encode() + rb"[^0-9a-f]{1,4}([0-9a-f]{64})")  # the same in safetensors and parquet
 
 
 class StorageError(DeltError):
@@ -99,6 +102,20 @@ def _exchange(new: Path, path: Path, old: Path) -> None:
             os.replace(old, path)
         raise
     sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; one that a kill left without its end gets it first. Not synced: for histories that people read.
+
+    Raises:
+        StorageError: the disk is full or fails.
+    """
+    with _explained(path, len(line) + 1):
+        make_folder(path.parent)
+        with open(path, "a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            broken = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" * broken + line.encode() + b"\n")
 
 
 def remove(path: Path) -> None:
@@ -218,6 +235,37 @@ def sha256_file(path: Path) -> str:
         raise IntegrityError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def sealed(data: bytes) -> bytes:
+    """The same file with its own sha256 in its metadata, where `{SEAL: UNSEALED}` stands; any other program still reads it.
+
+    Raises:
+        StorageError: there is no such place, or more than one.
+    """
+    places = [found for found in SEAL_PLACE.finditer(data) if found[1] == UNSEALED.encode()]
+    if len(places) != 1:
+        raise StorageError(f"{len(places)} places for a seal; needed is one")
+    start, stop = places[0].span(1)
+    return b"".join([data[:start], sha256_bytes(data).encode(), memoryview(data)[stop:]])
+
+
+def check_seal(data: bytes, path: Path | str) -> None:
+    """Compare a file's content with the sha256 that `sealed` put into it.
+
+    Raises:
+        IntegrityError: it is not byte for byte what was written, or carries no sha256.
+    """
+    place = SEAL_PLACE.search(data)
+    if place is None:
+        raise IntegrityError(f"{path} is damaged: its sha256 is not in it, found {sha256_bytes(data)}")
+    start, stop = place.span(1)
+    digest = hashlib.sha256(memoryview(data)[:start])
+    digest.update(UNSEALED.encode())
+    digest.update(memoryview(data)[stop:])
+    expected, found = place[1].decode(), digest.hexdigest()
+    if found != expected:
+        raise IntegrityError(f"{path} is damaged: expected sha256 {expected}, found {found}")
+
+
 # ---------------------------------------------------------------------------------------------- JSON
 
 
@@ -324,17 +372,21 @@ def bytes_to_tensors(data: bytes, path: Path | str = "tensors") -> tuple[dict[st
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
-    """Write named tensors and text metadata as a safetensors file, atomically."""
-    write_bytes(path, tensors_to_bytes(tensors, meta))
+    """Write named tensors and text metadata as a safetensors file that carries its sha256, atomically."""
+    write_bytes(path, sealed(tensors_to_bytes(tensors, {**(meta or {}), SEAL: UNSEALED})))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        IntegrityError: the file is missing, or not a whole safetensors file.
+        IntegrityError: the file is missing, or not byte for byte what was written.
     """
-    return bytes_to_tensors(read_bytes(path), path)
+    data = read_bytes(path)
+    check_seal(data, path)
+    tensors, meta = bytes_to_tensors(data, path)
+    del meta[SEAL]
+    return tensors, meta
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from delt import storage
-from delt.artifacts.synthetic import SyntheticSet, class_folder, file_names, png_bytes
+from delt.artifacts.synthetic import SyntheticSet, class_folder, file_names, png_bytes, read_png
 from delt.errors import DataError, IntegrityError
 
 HOSTILE: tuple[str, ...] = ("../../etc/passwd", "/abs", "..", "", "a\\b", "<script>alert(1)</script>", "=cmd|' /C calc'!A0")
@@ -89,7 +89,7 @@ def test_image_folder_reads_the_classes_in_order(tmp_path: Path) -> None:
 def test_the_table_has_the_promised_columns(tmp_path: Path) -> None:
     make().save(tmp_path)
     table = pyarrow.parquet.read_table(tmp_path / "synthetic.parquet")
-    assert table.column_names == ["file", "class_index", "class_name", "sub_batch", "iterations", "source", "seed"]
+    assert table.column_names == ["file", "class_index", "class_name", "sub_batch", "iterations", "source", "seed", "sha256"]
     rows = table.to_pylist()
     assert rows[3] == {
         "file": "synthetic/0001_one/00001.png",
@@ -99,6 +99,7 @@ def test_the_table_has_the_promised_columns(tmp_path: Path) -> None:
         "iterations": 990,
         "source": "train/3",
         "seed": 7,
+        "sha256": storage.sha256_file(tmp_path / "synthetic/0001_one/00001.png"),
     }
     assert all((tmp_path / row["file"]).is_file() for row in rows)
 
@@ -190,9 +191,37 @@ def test_a_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
     make().save(tmp_path)
     sink = io.BytesIO()
     Image.new("1", (9000, 9000)).save(sink, "PNG")
-    (tmp_path / "synthetic" / "0000_zero" / "00000.png").write_bytes(sink.getvalue())
+    path = tmp_path / "synthetic" / "0000_zero" / "00000.png"
+    path.write_bytes(sink.getvalue())
     with pytest.raises(IntegrityError, match="9000"):
+        read_png(path, (3, 8, 8), storage.sha256_file(path))
+    with pytest.raises(IntegrityError, match="expected sha256 .*, found"):
         SyntheticSet.load(tmp_path)
+
+
+@pytest.mark.parametrize("side", [0, -1, 10**6])
+def test_a_table_that_declares_huge_images_takes_no_memory(tmp_path: Path, side: int) -> None:
+    make().save(tmp_path)
+    path = tmp_path / "synthetic.parquet"
+    facts = {"classes": list(make().classes), "shape": [3, side, side], "seed": 0}
+    write_table(pyarrow.parquet.read_table(path), path, storage.json_bytes(facts))
+    with pytest.raises(IntegrityError, match="allowed are 1 to 4096 per side"):
+        SyntheticSet.load(tmp_path)
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    make().save(tmp_path)
+    (tmp_path / "synthetic" / "0001_one" / "00001.png").unlink()
+    with pytest.raises(IntegrityError, match=r"0001_one/00001\.png is missing"):
+        SyntheticSet.load(tmp_path)
+
+
+def write_table(table: pyarrow.Table, path: Path, facts: bytes | None = None) -> None:
+    """A table with a seal that is right, whatever its content."""
+    meta = {} if facts is None else {b"delt": facts}
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table.replace_schema_metadata({**meta, storage.SEAL: storage.UNSEALED}), sink)
+    path.write_bytes(storage.sealed(sink.getvalue()))
 
 
 def test_a_table_that_points_elsewhere_or_is_damaged_is_refused(tmp_path: Path) -> None:
@@ -200,21 +229,22 @@ def test_a_table_that_points_elsewhere_or_is_damaged_is_refused(tmp_path: Path) 
     path = tmp_path / "synthetic.parquet"
     good, table = path.read_bytes(), pyarrow.parquet.read_table(path)
     (tmp_path / "secret.png").write_bytes((tmp_path / "synthetic/0000_zero/00000.png").read_bytes())
-    files = table["file"].to_pylist()
+    files, facts = table["file"].to_pylist(), table.schema.metadata[b"delt"]
     for file in ("../secret.png", "secret.png", os.fspath(tmp_path / "secret.png")):
         column = pyarrow.array([file, *files[1:]])
-        pyarrow.parquet.write_table(table.set_column(0, "file", column), path)
+        write_table(table.set_column(0, "file", column), path, facts)
         with pytest.raises(IntegrityError, match=r"synthetic\.parquet is damaged"):
             SyntheticSet.load(tmp_path)
-    others = [table.drop_columns(["iterations"]), table.replace_schema_metadata({}), table.replace_schema_metadata({"delt": b"[]"})]
-    others += [table.replace_schema_metadata({"delt": storage.json_bytes({"classes": ["a"], "shape": [3, 5, 7], "seed": 0})})]
-    for other in others:
-        pyarrow.parquet.write_table(other, path)
+    others = [(table.drop_columns([name]), facts) for name in ("iterations", "sha256")] + [(table, None), (table, b"[]")]
+    others += [(table, storage.json_bytes({"classes": ["a"], "shape": [3, 5, 7], "seed": 0}))]
+    for other, words in others:
+        write_table(other, path, words)
         with pytest.raises(IntegrityError, match=r"synthetic\.parquet"):
             SyntheticSet.load(tmp_path)
     backwards = pyarrow.array([2, 2, 1, 1, 0, 0])
     names = pyarrow.array([f"synthetic/{name}" for name in file_names(torch.tensor(backwards.to_pylist()), make().classes)])
-    pyarrow.parquet.write_table(table.set_column(0, "file", names).set_column(1, "class_index", backwards), path)
+    moved = table.set_column(0, "file", names).set_column(1, "class_index", backwards)
+    write_table(moved.set_column(7, "sha256", table["sha256"].take([4, 5, 2, 3, 0, 1])), path, facts)
     with pytest.raises(IntegrityError, match="damaged: images are not ordered by class"):
         SyntheticSet.load(tmp_path)
     for data in (b"", b"PAR1", good[:-20], good[: len(good) // 2]):

@@ -12,7 +12,8 @@ import delt
 from delt.analysis.compare import table
 from delt.batch import execute
 from delt.errors import ConfigError, DataError, IntegrityError, RunError
-from delt.results import compare, load_all, synthetic_sets
+from delt.results import compare, load_all, read_config, synthetic_sets
+from delt.storage import read_sealed, write_json
 
 
 def test_what_is_loaded(smoke_run):
@@ -99,8 +100,8 @@ def test_runs_side_by_side(smoke_run, tmp_path):
 
 def test_runs_of_two_data_sets_are_not_compared(smoke_run, tmp_path):
     (tmp_path / "run").mkdir()
-    other = (smoke_run.path / "config.json").read_text().replace('"dataset": "digits"', '"dataset": "cifar10"')
-    (tmp_path / "run" / "config.json").write_text(other)
+    other = read_sealed(smoke_run.path / "config.json") | {"dataset": "cifar10"}
+    write_json(tmp_path / "run" / "config.json", other)  # as a person does: without its seal
     with pytest.raises(DataError, match="of digits, run .* of cifar10"):
         compare(load_all([smoke_run.path, tmp_path / "run"]))
 
@@ -119,3 +120,16 @@ def test_what_cannot_be_compared_is_refused(smoke_run):
         compare({"a": smoke_run}, ["nope"])
     with pytest.raises(RunError, match="folders are 5; allowed is a list"):
         load_all(5)
+
+
+def test_a_damaged_configuration_is_noticed_and_an_edited_copy_may_be_replayed(smoke_run, tmp_path):
+    text, path = (smoke_run.path / "config.json").read_bytes(), tmp_path / "config.json"
+    for place in range(0, len(text), 97):
+        path.write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
+        with pytest.raises((IntegrityError, ConfigError)):  # a flip in the word "seal" is an unknown setting
+            read_config(path)
+    write_json(path, read_sealed(smoke_run.path / "config.json") | {"seed": 7})
+    assert read_config(path).seed == 7
+    path.write_text("[]\n")
+    with pytest.raises(IntegrityError, match="holds no configuration but list"):
+        read_config(path)

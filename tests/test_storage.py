@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from delt import storage
@@ -315,6 +316,39 @@ def test_tensors_round_trip_exactly(tmp_path: Path, meta: dict[str, str] | None)
         one, other = (item.detach().contiguous().view(-1).view(torch.uint8).tolist() for item in (found[name], tensor))
         assert one == other, name  # bit for bit, NaN and -0 too
     found["bytes"].zero_()  # what was read may be written to
+
+
+def test_a_file_that_carries_its_seal_tells_every_flip_and_cut(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    storage.write_tensors(path, {"a": torch.arange(40)}, {"note": "x"})
+    data = path.read_bytes()
+    for place in range(len(data)):
+        for bit in (1, 128):
+            path.write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
+            with pytest.raises(IntegrityError, match=r"t\.safetensors is damaged: .*found [0-9a-f]{64}"):
+                storage.read_tensors(path)
+        path.write_bytes(data[:place])
+        with pytest.raises(IntegrityError, match=r"t\.safetensors is damaged"):
+            storage.read_tensors(path)
+    assert safetensors.torch.load(data)["a"].tolist() == list(range(40))  # other programs read it as before
+
+
+@pytest.mark.parametrize("data", [b"", b"delt_sha256:" + b"1" * 64, 2 * (b"delt_sha256:" + b"0" * 64)])
+def test_there_is_one_place_for_a_seal(data: bytes) -> None:
+    with pytest.raises(storage.StorageError, match="places for a seal; needed is one"):
+        storage.sealed(data)
+
+
+def test_lines_are_added_whole_after_one_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lines"
+    storage.append_line(path, "one")
+    storage.append_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+    path.write_bytes(b"one\ntw")  # killed here
+    storage.append_line(path, "three")
+    assert path.read_text() == "one\ntw\nthree\n"
+    with pytest.raises(storage.StorageError, match="cannot write"):
+        storage.append_line(tmp_path, "x")
 
 
 def test_equal_tensors_give_equal_bytes() -> None:

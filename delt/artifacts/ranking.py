@@ -51,10 +51,15 @@ class Ranking:
         names = [self.classes[i] for i in self.class_index.tolist()]
         columns = {name: getattr(self, name).numpy() for name in COLUMNS}
         table = pa.table({"class_index": columns.pop("class_index"), "class_name": pa.array(names, pa.string()), **columns})
-        facts = {"classes": storage.json_bytes(list(self.classes)), "keep": self.keep, "factor": str(self.factor)}
+        facts = {
+            "classes": storage.json_bytes(list(self.classes)),
+            "keep": self.keep,
+            "factor": str(self.factor),
+            storage.SEAL: storage.UNSEALED,
+        }
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(facts), sink, compression="zstd")
-        storage.write_bytes(folder / FILE, sink.getvalue().to_pybytes())
+        storage.write_bytes(folder / FILE, storage.sealed(sink.getvalue().to_pybytes()))
         return [folder / FILE]
 
     @staticmethod
@@ -64,8 +69,10 @@ class Ranking:
         Raises:
             IntegrityError: the file is missing or damaged.
         """
+        data = storage.read_bytes(folder / FILE)
+        storage.check_seal(data, folder / FILE)
         try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(folder / FILE)))
+            table = pq.read_table(pa.BufferReader(data))
             facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
             columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in COLUMNS}
             classes = tuple(storage.parse_json(facts["classes"], folder / FILE))

@@ -75,7 +75,7 @@ class Scores:
 
     def save(self, folder: Path) -> list[Path]:
         """Write `scores.json` and return its path."""
-        storage.write_json(folder / FILE, self.as_dicts())
+        storage.write_sealed(folder / FILE, {"rows": self.as_dicts()})
         return [folder / FILE]
 
     @staticmethod
@@ -86,9 +86,9 @@ class Scores:
             IntegrityError: the file is missing or damaged.
         """
         try:
-            return Scores([Score(**row) for row in storage.read_json(folder / FILE)])
-        except TypeError as error:
-            raise IntegrityError(f"{folder / FILE} holds no scores: {error}") from error
+            return Scores([Score(**row) for row in storage.read_sealed(folder / FILE)["rows"]])
+        except (KeyError, TypeError) as error:
+            raise IntegrityError(f"{folder / FILE} holds no scores: {error!r}") from error
 
 
 def _mean(values: list[float]) -> float:

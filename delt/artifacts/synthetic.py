@@ -23,6 +23,7 @@ from delt.errors import DataError, IntegrityError
 
 PARTIAL = "partial"  # inside a run folder: the set of a synthesis that was stopped
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode by the number of channels
+MAX_SIDE = 4096  # pixels, as the configuration's data_size; a table that declares more is not ours
 
 
 @dataclass
@@ -66,15 +67,19 @@ class SyntheticSet:
             StorageError: the disk is full or fails.
         """
         names = file_names(self.labels, self.classes)
-        storage.write_folder(folder / "synthetic", self._pngs(names))
-        storage.write_bytes(folder / "synthetic.parquet", self._table(names))
+        digests: list[str] = []
+        storage.write_folder(folder / "synthetic", self._pngs(names, digests))
+        storage.write_bytes(folder / "synthetic.parquet", self._table(names, digests))
         return [*(folder / "synthetic" / name for name in names), folder / "synthetic.parquet"]
 
-    def _pngs(self, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    def _pngs(self, names: list[str], digests: list[str]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of each file; the sha256 of those that were taken goes into `digests`."""
         for name, image in zip(names, self.images, strict=True):
-            yield name, png_bytes(image)
+            data = png_bytes(image)
+            digests.append(storage.sha256_bytes(data))
+            yield name, data
 
-    def _table(self, names: list[str]) -> bytes:
+    def _table(self, names: list[str], digests: list[str]) -> bytes:
         table = pyarrow.table(
             {
                 "file": pyarrow.array([f"synthetic/{name}" for name in names], pyarrow.string()),
@@ -84,13 +89,15 @@ class SyntheticSet:
                 "iterations": pyarrow.array(self.iterations.tolist(), pyarrow.int64()),
                 "source": pyarrow.array(self.source, pyarrow.string()),
                 "seed": pyarrow.array([self.seed] * len(self), pyarrow.int64()),
+                "sha256": pyarrow.array(digests, pyarrow.string()),
             }
         )
         # What the rows cannot say: classes without an image, the shape and seed of an empty set.
         facts = {"classes": list(self.classes), "shape": list(self.images.shape[1:]), "seed": self.seed, "complete": self.complete}
         sink = io.BytesIO()
-        pyarrow.parquet.write_table(table.replace_schema_metadata({"delt": storage.json_bytes(facts)}), sink)
-        return sink.getvalue()
+        meta = {"delt": storage.json_bytes(facts), storage.SEAL: storage.UNSEALED}
+        pyarrow.parquet.write_table(table.replace_schema_metadata(meta), sink)
+        return storage.sealed(sink.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> SyntheticSet:
@@ -101,6 +108,7 @@ class SyntheticSet:
         """
         path = folder / "synthetic.parquet"
         data = storage.read_bytes(path)
+        storage.check_seal(data, path)
         try:
             table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
             facts = json.loads(table.schema.metadata[b"delt"])
@@ -111,15 +119,21 @@ class SyntheticSet:
             sub_batch, iterations = (torch.tensor(columns[name], dtype=torch.int64) for name in ("sub_batch", "iterations"))
             # Names are made again, not believed: a table cannot point anywhere else.
             agree = columns["file"] == [f"synthetic/{name}" for name in file_names(labels, classes)]
+            digests = [str(digest) for digest in columns["sha256"]]
             parts = (labels, classes, sub_batch, iterations, [str(source) for source in columns["source"]], int(facts["seed"]))
             complete = facts.get("complete", True) is True
         except Exception as error:  # pyarrow promises no types, and any of them means the same here
             raise IntegrityError(f"{path} is not a table of synthetic images: {error}") from error
         if not agree:
             raise IntegrityError(f"{path} is damaged: its file names are not those of its classes")
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise IntegrityError(f"{path} is damaged: images of {height} x {width} pixels; allowed are 1 to {MAX_SIDE} per side")
+        files = [folder / name for name in columns["file"]]
+        if missing := next((file for file in files if not file.is_file()), None):  # before memory is taken for all
+            raise IntegrityError(f"{missing} is missing; {path.name} lists it")
         images = torch.empty(len(labels), channels, height, width, dtype=torch.uint8)
-        for row, name in enumerate(columns["file"]):
-            images[row] = read_png(folder / name, (channels, height, width))
+        for row, file in enumerate(files):
+            images[row] = read_png(file, (channels, height, width), digests[row])
         try:
             return cls(images, *parts, complete=complete)
         except DataError as error:
@@ -155,13 +169,15 @@ def png_bytes(image: Tensor) -> bytes:
     return sink.getvalue()
 
 
-def read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Decode a PNG that must have this [C,H,W] shape.
+def read_png(path: Path, shape: tuple[int, int, int], expected: str) -> Tensor:
+    """Decode a PNG that must have this [C,H,W] shape and this sha256.
 
     Raises:
-        IntegrityError: it is missing, does not decode or has another shape (seen before pixels are decoded).
+        IntegrityError: it is missing, is not what was written, or has another shape (seen before pixels are decoded).
     """
     data = storage.read_bytes(path)
+    if (found := storage.sha256_bytes(data)) != expected:
+        raise IntegrityError(f"{path} is damaged: expected sha256 {expected}, found {found}")
     channels, height, width = shape
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:

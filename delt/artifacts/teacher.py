@@ -250,7 +250,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TeacherError(f"no weights at {path}; give an existing .safetensors, .pth or .pt file, or a torchvision weight name")
     if path.suffix == ".safetensors":
-        return _plain(storage.read_tensors(path)[0], path)
+        return _plain(storage.bytes_to_tensors(storage.read_bytes(path), path)[0], path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
