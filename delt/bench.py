@@ -338,7 +338,7 @@ def training(load: Load, runtime: RuntimeConfig) -> dict[str, Any]:
                 target = teacher(images).float()
             return soft_loss(logits, target, 20.0)
 
-        step = TrainingStep(adamw(model.parameters(), 1e-3, device), loss, Replay(runtime.graphs == "on"))
+        step = TrainingStep(model, adamw(model.parameters(), 1e-3, device), loss, Replay(runtime.graphs == "on"))
         with settings(for_training(runtime)):
             for _ in range(4):
                 step((images, labels))

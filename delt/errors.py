@@ -38,14 +38,21 @@ class RunError(DeltError):
 class Stopped(DeltError):
     """The work was stopped on request, between two steps; the same command goes on where it was.
 
-    A listener raises it; `partial` is what was made so far, where that can be used (a SyntheticSet of `recover`).
+    A listener raises it, or a signal came (delt.signals); `partial` is what was made so far, where that can be used (a
+    SyntheticSet of `recover`).
     """
 
     exit_code = 130
 
-    def __init__(self, message: str = "stopped; the same command goes on where it was", partial: object = None) -> None:
+    def __init__(
+        self, message: str = "stopped; the same command goes on where it was", partial: object = None, exit_code: int = 130
+    ) -> None:
         super().__init__(message)
-        self.partial = partial
+        self.partial, self.exit_code = partial, exit_code
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: no traceback, since nothing went wrong."""
+        return [str(self)]
 
 
 def unknown(what: str, given: object, allowed: Iterable[str], error: type[DeltError] = ConfigError) -> DeltError:

@@ -44,6 +44,7 @@ from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
 from delt.results import Run, load, read_config
 from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, reset_peak, resolve, settings
+from delt.signals import Reins, heeded
 from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_tasks
 from delt.stages.rank import rank, render
 from delt.stages.recover import recover
@@ -65,11 +66,12 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
         out: run folder; made where it is missing.
         until: the last stage to do.
         listener: receives progress events; by default they become progress bars. Work in this process (one worker) waits
-            while it does not return, and is stopped where it raises `Stopped`.
+            while it does not return, and all work is stopped where it raises `Stopped`.
         watch: the events of recover carry the images as they are, as `frame` (delt.artifacts.snapshots.Frame).
 
     Raises:
-        Stopped: the listener said so; its `partial` is the unfinished SyntheticSet where recover was stopped.
+        Stopped: the listener said so, or a signal came (Ctrl-C, SIGTERM); its `partial` is the unfinished SyntheticSet where
+            recover was stopped, which `delt.load` opens, too.
         DeltError: bad settings or data (before any long work), standing artefacts of another configuration, a teacher
             that is too weak.
     """
@@ -78,10 +80,19 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     bars, meter = Bars(), None
     config = absolute(replace(config, runtime=resolve(config.runtime)))
     check_names(config)  # before there is a folder
-    with settings(config.runtime), RunFolder(Path(out)).hold() as folder, Pool(config.runtime) as pool:
+    with (
+        heeded() as reins,
+        settings(config.runtime),
+        RunFolder(Path(out)).hold() as folder,
+        Pool(config.runtime, folder.lock) as pool,
+    ):
         try:
             meter = Meter(folder.path / "metrics.jsonl", listener or bars)
-            Pipeline(config, folder, pool, meter, watch=watch).go(until)
+            Pipeline(config, folder, pool, meter, reins, watch=watch).go(until)
+        except Stopped as stop:
+            if reins.signal:
+                stop.exit_code = reins.exit_code
+            raise
         finally:
             if meter:
                 meter.flush()
@@ -112,10 +123,16 @@ class Pipeline:
     config: RunConfig
     folder: RunFolder
     pool: Pool
-    emit: Emit
+    listener: Emit
+    reins: Reins = field(default_factory=Reins, repr=False)
     name: str = ""  # of the control; "" for the run itself
     given: RealSet | None = field(default=None, repr=False)
     watch: bool = False
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Pass an event on, between two steps of the work: here it learns that it is to stop."""
+        self.listener(event)
+        self.reins.check()
 
     def go(self, until: str) -> None:
         """Do the stages up to `until`, for the run and its controls; the manifest comes last."""
@@ -214,9 +231,10 @@ class Pipeline:
     @contextmanager
     def alone(self, keys: Iterable[str]) -> Iterator[None]:
         """Keep other runs from making the same teachers; in one order for all runs, so that none waits for another in a circle."""
+        said: list[dict[str, Any]] = [{"message": "another run trains the same teacher: waiting for it"}]
         with ExitStack() as stack:
             for key in sorted(keys):
-                stack.enter_context(cache.alone(key, lambda: self.emit({"message": "another run trains the same teacher: waiting for it"})))
+                stack.enter_context(cache.alone(key, lambda: self.emit(said.pop() if said else {"stage": "squeeze", "done": 0})))
             yield
 
     def squeezed(self, config: TeacherConfig, key: str, job: Job) -> tuple[Teacher, str]:
@@ -374,8 +392,8 @@ class Pipeline:
 
     def finish(self) -> None:
         """Write the configuration that now holds, and the manifest."""
-        if isinstance(self.emit, Meter):
-            self.emit.flush()
+        if isinstance(self.listener, Meter):
+            self.listener.flush()
         storage.write_sealed(self.folder.path / "config.json", flatten(self.config))
         self.folder.finish({"machine": machine(self.config.runtime), "seed": self.config.seed, "method": self.config.method})
 
@@ -389,7 +407,7 @@ class Pipeline:
     def control(self, name: str, config: RunConfig, teachers: Teachers) -> Pipeline:
         """The pipeline of one control, its teachers in place."""
         folder = self.folder.control(name)
-        part = Pipeline(config, folder, self.pool, self.emit, name, self.real)
+        part = Pipeline(config, folder, self.pool, self.listener, self.reins, name, self.real)
         part.refuse_changes()
         keys = {"teacher": teachers[0].digest()} | _digests(teachers[1:])
         if not folder.standing("squeeze", keys):

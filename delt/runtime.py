@@ -23,6 +23,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from delt.config import RuntimeConfig
-from delt.errors import ConfigError, RunError
+from delt.errors import ConfigError, RunError, Stopped
+from delt.signals import deafen
 
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds that a worker waits for the others at the start
@@ -46,8 +48,8 @@ def silent(event: dict[str, Any]) -> None:
 class Job:
     """What a stage needs besides its inputs: the seed, the machine, a place for checkpoints, an ear for progress.
 
-    The ear holds the reins, too: it is called between two steps, so work waits as long as it does not return, and ends
-    where it raises `Stopped`. Only work in worker processes does not hear that before its end.
+    The ear holds the reins, too: it is called between two steps, so work in this process waits as long as it does not
+    return; work here and in worker processes ends where it raises `Stopped`.
     """
 
     seed: int = 0
@@ -202,15 +204,23 @@ def _apply(runtime: RuntimeConfig) -> None:
 
 
 @contextlib.contextmanager
-def seeded(device: torch.device, *key: object) -> Iterator[None]:
-    """Draw from this key, in the block, what takes no generator (dropout); the global random state is left as it was."""
+def seeded(device: torch.device, *key: object) -> Iterator[Callable[..., None]]:
+    """Draw from this key, in the block, what takes no generator (dropout); the global random state is left as it was.
+
+    What it yields seeds again, from the key and more: `again(step)`.
+    """
     cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        torch.default_generator.manual_seed(seed_of(*key))  # torch.manual_seed would reset every GPU
+
+    def again(*more: object) -> None:
+        seed = seed_of(*key, *more)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU
         if cuda:
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed_of(*key))
-        yield
+                torch.cuda.manual_seed(seed)
+
+    with torch.random.fork_rng([device] if cuda else []):
+        again()
+        yield again
 
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -391,10 +401,12 @@ class Pool:
     """
 
     runtime: RuntimeConfig
+    lock: int | None = None  # an open file that workers hold open, too: what it locks is free when the last of them is gone
     startup: float = field(default=0.0, repr=False)  # seconds that starting the workers took, which are no stage's own
     peak: int = 0  # largest memory in bytes that a worker had in a task since `reset_peak`
     _executor: ProcessPoolExecutor | None = field(default=None, repr=False)
     _events: Any = field(default=None, repr=False)
+    _stop: Any = field(default=None, repr=False)  # an int that all workers see: 1 where work is to end
 
     @property
     def workers(self) -> int:
@@ -411,14 +423,17 @@ class Pool:
     def map(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any], emit: Emit = silent) -> list[T]:
         """Results of `fn(task, emit)` in the order of the tasks; `fn` must be a module-level function.
 
+        Where `emit` raises `Stopped`, workers find it raised between their steps, too.
+
         Raises:
             RunError: a worker process died.
         """
         if self.workers == 1 or len(tasks) < 2:
             return [fn(task, emit) for task in tasks]
         executor = self._start(fn.__module__)
+        self._stop.value = 0
         futures: list[Any] = []
-        with _forward(self._events, emit):
+        with _forward(self._events, emit, self._stop):
             try:
                 futures += [executor.submit(_call, fn, _Plain(task)) for task in tasks]
                 results: list[Any] = []
@@ -443,8 +458,8 @@ class Pool:
         """The workers, all of them up, with the module imported that they are wanted for."""
         if self._executor is None:
             begun, context = time.monotonic(), multiprocessing.get_context("spawn")
-            self._events = context.Queue()
-            given = (self.runtime, self._events, context.Barrier(self.workers))
+            self._events, self._stop = context.Queue(), context.Value("b", 0, lock=False)
+            given = (self.runtime, self._events, context.Barrier(self.workers), self._stop, _Open(self.lock))
             self._executor = ProcessPoolExecutor(self.workers, context, _enter_worker, given)
             wait([self._executor.submit(_arrive, module) for _ in range(self.workers)])
             self.startup += time.monotonic() - begun
@@ -453,13 +468,46 @@ class Pool:
 
 _worker_events: Any = None  # set once in a worker process, never in the parent
 _worker_barrier: Any = None
+_worker_stop: Any = None
+_worker_lock: Any = None
 _worker_runtime = RuntimeConfig()
 
 
-def _enter_worker(runtime: RuntimeConfig, events: Any, barrier: Any) -> None:
-    global _worker_events, _worker_barrier, _worker_runtime
-    _worker_events, _worker_barrier, _worker_runtime = events, barrier, runtime
+def _enter_worker(runtime: RuntimeConfig, events: Any, barrier: Any, stop: Any, lock: Any) -> None:
+    global _worker_events, _worker_barrier, _worker_stop, _worker_lock, _worker_runtime
+    _worker_events, _worker_barrier, _worker_stop, _worker_lock, _worker_runtime = events, barrier, stop, lock, runtime
+    deafen()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _apply(dataclasses.replace(runtime, threads=runtime.threads or 1))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would otherwise wait for tasks for ever, or go on writing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _tell(event: dict[str, Any]) -> None:
+    """The listener of a worker."""
+    _worker_events.put(event)
+    if _worker_stop.value:
+        raise Stopped
+
+
+@dataclass
+class _Open:
+    """An open file that a new process opens, too, by keeping this one's."""
+
+    number: int | None
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _opened, (None if self.number is None else reduction.DupFd(self.number),)
+
+
+def _opened(handle: Any) -> int | None:
+    return None if handle is None else int(handle.detach())
 
 
 def _arrive(module: str) -> None:
@@ -481,19 +529,21 @@ class _Plain:
 def _call(fn: Callable[[Any, Emit], Any], task: Any) -> Any:
     """In a worker: the result and the largest memory in bytes that it took, as a pair in plain bytes."""
     reset_peak(_worker_runtime)
-    result = fn(task, _worker_events.put)
+    result = fn(task, _tell)
     return _Plain((result, peak_memory(_worker_runtime)))
 
 
 @contextlib.contextmanager
-def _forward(events: Any, emit: Emit) -> Iterator[None]:
-    """Pass events of the workers on to `emit` while the block runs, and drain what is left at its end."""
+def _forward(events: Any, emit: Emit, stop: Any) -> Iterator[None]:
+    """Pass events of the workers on to `emit` while the block runs, and drain what is left at its end; it may say `Stopped`."""
     done = threading.Event()
 
     def listen() -> None:
         while True:
             try:
                 emit(events.get(timeout=0.1))
+            except Stopped:
+                stop.value = 1
             except queue.Empty:
                 if done.is_set():
                     return

@@ -1,23 +1,26 @@
-"""Training a network: the one loop behind teachers and students, with checkpoints between epochs.
+"""Training a network: the one loop behind teachers and students, with checkpoints between any two steps.
 
-All randomness is a function of the epoch: the caller's batches, and what the network itself draws (dropout). So a run
+All randomness is a function of epoch and step: the caller's batches, and what the network itself draws (dropout). So a run
 that goes on from a checkpoint ends with the same bits as one that was never stopped.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from delt.config import RuntimeConfig
 from delt.data.images import Images, normalise
-from delt.errors import DeltError
+from delt.errors import DeltError, Stopped
 from delt.runtime import Replay, in_training, seeded
 from delt.storage import Slots
 
@@ -44,47 +47,89 @@ def fit(
     """Train `model` in place and return one record per epoch.
 
     Args:
-        batches: `batches(epoch)` yields the tensors that each step needs, on the model's device.
+        batches: `batches(epoch)` yields the tensors that each step needs, on the model's device; always the same for an
+            epoch, since a run that goes on passes over those that it has done. It may raise `Stopped`.
         loss: of one step, from these tensors alone.
         rate: learning rate after a number of passes (fractions count), set before each step.
         steps: steps per epoch.
         after: called after each epoch; what it returns joins the epoch's record.
         seed: of dropout and the like.
-        slots: where checkpoints go, at most one in `every` seconds; training goes on from the newest.
+        slots: where checkpoints go, at most one in `every` seconds and one where it is stopped; training goes on from the
+            newest.
         graphs: record the step as a CUDA graph. The loss must then be the same work on the same tensors each time.
 
     Raises:
-        DeltError: the loss of an epoch is not finite; nothing is saved of that epoch.
+        Stopped: `batches` raised it; a checkpoint is written.
+        DeltError: a loss or gradient is not finite; names epoch, step and the parameter. Nothing is stepped from there on,
+            and the checkpoint before stands. A GPU is asked at checkpoints and at the end of an epoch only.
     """
-    history = _resume(model, optimizer, slots) if slots else []
-    saved = time.monotonic()
-    step = Step(optimizer, loss, Replay(graphs))
+    keeper = Keeper(model, optimizer, slots, every)
+    history, losses = keeper.resume()
+    device = next(model.parameters()).device
+    step = Step(model, optimizer, loss, Replay(graphs))
     for epoch in range(len(history), epochs):
-        with seeded(next(model.parameters()).device, seed, "fit", epoch):
+        done = Epoch(epoch, losses, step)
+        with seeded(device, seed, "fit", epoch) as again:
             model.train()
-            values = []
-            for count, given in enumerate(batches(epoch)):
-                set_rate(optimizer, rate(epoch + count / steps))
-                values.append(step(given))
-            mean = torch.stack(values).mean().item()
-        if not math.isfinite(mean):
-            raise DeltError(f"training stopped: the loss of epoch {epoch} is {mean}; lower the learning rate")
-        history.append({"epoch": epoch, "loss": round(mean, 6), **(after(epoch) if after else {})})
-        if slots and time.monotonic() - saved > every:
-            _save(model, optimizer, history, slots)
-            saved = time.monotonic()
+            try:
+                for given in itertools.islice(batches(epoch), len(done.losses), None):
+                    again(len(done.losses))
+                    set_rate(optimizer, rate(epoch + len(done.losses) / steps))
+                    done.losses.append(step(given))
+                    if device.type == "cpu" or keeper.due:
+                        done.check()
+                    if keeper.due:
+                        keeper.save(history, done.losses)
+            except Stopped:
+                done.check()
+                keeper.save(history, done.losses)
+                raise
+        done.check()
+        history.append({"epoch": epoch, "loss": round(torch.stack(done.losses).mean().item(), 6), **(after(epoch) if after else {})})
+        losses = []
+        if keeper.due:
+            keeper.save(history, losses)
     return history
+
+
+@dataclass
+class Epoch:
+    """The losses of a pass so far."""
+
+    number: int
+    losses: list[Tensor]
+    step: Step
+    checked: int = 0
+
+    def check(self) -> None:
+        """Look at the losses that came since the last look, all at once, since a number read from a GPU is waited for.
+
+        Raises:
+            DeltError: one is not finite.
+        """
+        new = self.losses[self.checked :]
+        values = torch.stack(new).tolist() if new else []
+        bad = [place for place, value in enumerate(values, self.checked) if not math.isfinite(value)]
+        if bad:
+            raise DeltError(
+                f"training stopped: {self.step.culprit()} is not finite at step {bad[0]} of epoch {self.number}; nothing was stepped, "
+                "and the checkpoint before it stands: lower the learning rate"
+            )
+        self.checked = len(self.losses)
 
 
 class Step:
     """One step of an optimizer, which can be recorded: it reads its tensors from where the first batch's were put.
 
-    A batch of another shape, as the last of a pass may be, is done plainly.
+    A batch of another shape, as the last of a pass may be, is done plainly. Where the loss or a gradient is not finite, the
+    loss that it returns is not either, and no parameter moves.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, loss: Callable[..., Tensor], replay: Replay) -> None:
-        self.optimizer, self.loss, self.replay = optimizer, loss, replay
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[..., Tensor], replay: Replay) -> None:
+        self.model, self.optimizer, self.loss, self.replay = model, optimizer, loss, replay
+        self.fused = all(group.get("fused") for group in optimizer.param_groups)  # such a one can be told on the device not to step
         self.still: Given = ()
+        self.raw: Tensor | None = None  # the newest loss
 
     def __call__(self, given: Given) -> Tensor:
         """Take the step and return its loss."""
@@ -102,8 +147,23 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(*given)
         loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        self.raw = loss.detach()
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        seen = self.raw + 0 * norm.to(self.raw.dtype)  # the loss, or NaN
+        if self.fused:
+            self.optimizer.found_inf = seen.isfinite().logical_not().float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif math.isfinite(seen.item()):
+            self.optimizer.step()
+        return seen
+
+    def culprit(self) -> str:
+        """What is not finite in the newest step."""
+        named = ((name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None)
+        bad = [name for name, grad in named if not torch.isfinite(grad).all()]
+        if self.raw is not None and not torch.isfinite(self.raw):
+            return "the loss"
+        return f"the gradient of {bad[0]}" if bad else "the loss or a gradient"
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -129,27 +189,46 @@ def adamw(parameters: Any, lr: float, device: torch.device, **options: Any) -> t
     return torch.optim.AdamW(parameters, torch.tensor(lr, device=device), fused=True, capturable=True, **options)
 
 
-def _save(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]], slots: Slots) -> None:
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
-    slots.save(tensors, {"history": history})
+@dataclass
+class Keeper:
+    """The checkpoints of a training: network, optimizer, the records of whole epochs and the losses of the one in work."""
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    slots: Slots | None
+    every: float  # seconds
+    saved: float = field(default_factory=time.monotonic)
 
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, slots: Slots) -> list[dict[str, Any]]:
-    """Load the newest checkpoint, if there is one, and return the records of the epochs it holds."""
-    if (saved := slots.load()) is None:
-        return []
-    tensors, meta = saved
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        kind, index, *key = name.split("/")
-        if kind == "optimizer":
-            state.setdefault(int(index), {})[key[0]] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    history: list[dict[str, Any]] = meta["history"]
-    return history
+    @property
+    def due(self) -> bool:
+        return self.slots is not None and time.monotonic() - self.saved > self.every
+
+    def save(self, history: list[dict[str, Any]], losses: list[Tensor]) -> None:
+        """Write a checkpoint, where they are kept."""
+        if self.slots is None:
+            return
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+        tensors["losses"] = torch.stack(losses) if losses else torch.zeros(0)
+        self.slots.save(tensors, {"history": history})
+        self.saved = time.monotonic()
+
+    def resume(self) -> tuple[list[dict[str, Any]], list[Tensor]]:
+        """Load the newest checkpoint, if there is one: the records of the epochs that it holds, and the losses of the next."""
+        if self.slots is None or (saved := self.slots.load()) is None:
+            return [], []
+        tensors, meta = saved
+        losses = list(tensors.pop("losses").to(next(self.model.parameters()).device))
+        self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            kind, index, *key = name.split("/")
+            if kind == "optimizer":
+                state.setdefault(int(index), {})[key[0]] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        history: list[dict[str, Any]] = meta["history"]
+        return history, losses
 
 
 @torch.no_grad()

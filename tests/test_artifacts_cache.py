@@ -133,7 +133,7 @@ def test_who_comes_second_waits_and_finds_it(holder):
     with cache.alone("k", lambda: said.append("waiting")):
         assert cache.load_score("k") == ROW
     process.join()
-    assert said == ["waiting"]
+    assert said and set(said) == {"waiting"}
 
 
 def test_a_lock_dies_with_its_holder(holder):

@@ -19,7 +19,7 @@ from delt.config import RecoverConfig, RuntimeConfig
 from delt.engine import step as module
 from delt.engine.memory import Split
 from delt.engine.pack import PackTask
-from delt.engine.step import Step
+from delt.engine.step import Finite, Inputs, NotFinite, Step
 from delt.errors import DeltError
 from delt.grouping import make_groups
 from delt.models.statistics import FrozenNorm, freeze_norms, remember_convolutions
@@ -267,3 +267,56 @@ def test_gradients_are_near_those_of_double_precision(precision: str, error: flo
     exact, found = gradient(True), gradient(False, precision=precision)
     assert (found - exact).norm() / exact.norm() < error
     assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), 0) > cosine
+
+
+# ------------------------------------------------------------------------------------------ values that are not finite
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, at: int, term: str, group: int, value: float) -> None:
+    """Let one value of an iteration be no number, in one group of the pack."""
+    real = Step.gradient
+
+    def gradient(step: Step, state: Any, inputs: Any, t: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        parts = dict(zip(("the gradient", "the cross-entropy", "the statistics term"), real(step, state, inputs, t, count), strict=True))
+        if t == at:
+            parts[term].view(len(parts[term]), -1)[group, 0] = value
+        return parts["the gradient"], parts["the cross-entropy"], parts["the statistics term"]
+
+    monkeypatch.setattr(Step, "gradient", gradient)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("term", Finite.TERMS)
+def test_a_value_that_is_not_finite_moves_nothing_and_is_named(
+    term: str, value: float, deferred: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU at once; where the device is not waited for, nothing moves from there on, and the next look tells which it was."""
+    at, group = 9, 1
+    before, _ = run(task_of(), steps=at)
+    spoil(monkeypatch, at, term, group, value)
+    step = Step(task_of(), torch.device("cpu"))
+    step.start, step.watch = step.start.double(), Finite(3, torch.device("cpu"), deferred)
+    state, said = step.begin(), f"{term} of group {step.task.groups[group].key} is not finite at iteration {at}; nothing was stepped"
+    with step, pytest.raises(DeltError, match=said):
+        for state.t in range(ITERATIONS):
+            step(state)
+            if state.t == 4:
+                step.settle(state)  # all is well so far
+        step.settle(state)
+    assert state.t == (ITERATIONS - 1 if deferred else at) and torch.equal(state.images.detach(), before.detach())
+
+
+def test_a_good_run_is_the_same_bits_whether_it_is_waited_for_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = run(task_of())
+    monkeypatch.setattr(module, "Finite", lambda groups, device: Finite(groups, device, deferred=True))
+    found, step = run(task_of())
+    assert step.watch.deferred and torch.equal(found.detach(), expected.detach())
+    step.settle(step.begin())
+    assert not step.watch.iterations
+
+
+def test_a_sum_that_grows_too_large_is_refused_too() -> None:
+    large, inputs = torch.full((2, 1, 1, 1), 3e38), Inputs(*[torch.ones(1, 1, 1, 1)] * 4)
+    with pytest.raises(NotFinite, match="the gradient of group 0 at iteration 0"):
+        Finite(1, torch.device("cpu"))(large, torch.zeros(2), torch.zeros(1), inputs)

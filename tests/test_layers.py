@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "delt"
 FLOORS = [  # from the ground up; a module imports from its own room and from floors below
     {"errors"},
-    {"schedule"},
+    {"schedule", "signals"},
     {"config", "recipes", "grouping", "storage", "coresets", "densification"},
     {"runtime"},
     {"data"},
@@ -32,6 +32,7 @@ CORE = {
     "errors",
     "config",
     "schedule",
+    "signals",
     "recipes",
     "grouping",
     "coresets",

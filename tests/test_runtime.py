@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from delt.artifacts.folder import Busy, RunFolder
 from delt.config import RuntimeConfig
-from delt.errors import ConfigError, DataError, DeltError, RunError
+from delt.errors import ConfigError, DataError, DeltError, RunError, Stopped
 from delt.runtime import (
     Emit,
     Job,
@@ -318,6 +321,56 @@ def test_pool_passes_errors_on_with_type_and_message(pool: Pool):
 def test_job_uses_its_pool(pool: Pool):
     processes = {process for _, process, _ in Job(pool=pool).map(halve, [torch.ones(1), torch.ones(1)])}
     assert os.getpid() not in processes
+
+
+def until_stopped(task: int, emit: Emit) -> str:
+    try:
+        for _ in range(600):
+            emit({"done": 1})
+            time.sleep(0.02)
+        return "never told"
+    except Stopped:
+        return "stopped"
+
+
+def test_workers_are_told_to_stop_and_may_hand_over_what_they_have(pool: Pool):
+    heard: list[dict[str, Any]] = []
+
+    def listener(event: dict[str, Any]) -> None:
+        heard.append(event)
+        if len(heard) > 3:
+            raise Stopped
+
+    assert pool.map(until_stopped, range(3), listener) == ["stopped"] * 3
+    assert pool.map(refuse, [5, 6]) == [5, 6]  # the next work is not stopped
+
+
+def test_workers_of_a_killed_process_end_and_hold_the_lock_until_then(tmp_path: Path):
+    """A process is killed while its worker is busy: its lock is taken over as soon as the worker is gone, and not before."""
+    code = f"""
+import sys, time
+from delt.artifacts.folder import RunFolder
+from delt.artifacts.folder import Busy, RunFolder
+from delt.config import RuntimeConfig
+from delt.runtime import Pool
+from tests.test_runtime import until_stopped
+if __name__ == "__main__":
+    with RunFolder({str(tmp_path)!r}).hold() as folder, Pool(RuntimeConfig(device="cpu", workers=2, threads=1), folder.lock) as pool:
+        pool.map(until_stopped, range(2), lambda event: print("busy", flush=True))
+"""
+    script = tmp_path.parent / "holder.py"
+    script.write_text(code)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None and process.stdout.readline() == "busy\n"
+    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    with pytest.raises(Busy, match=f"pid {process.pid} on"), RunFolder(tmp_path).hold():
+        pass
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with RunFolder(tmp_path).hold():  # waits for the workers
+        assert not [pid for pid in workers if Path(f"/proc/{pid}").exists() and "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def test_a_pool_whose_process_dies_says_so_and_starts_afresh(pool: Pool):

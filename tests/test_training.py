@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from delt import training
 from delt.data.images import TensorImages, normalise
-from delt.errors import DeltError
+from delt.errors import DeltError, Stopped
 from delt.runtime import Replay, seeded, stream
 from delt.storage import Slots
 from delt.training import Given, Step, accuracy, adamw, fit, set_rate, sgd
@@ -166,11 +166,64 @@ def test_a_loss_that_is_no_number_stops_and_is_not_saved(bad: float, tmp_path: P
     def loss(images: Tensor, labels: Tensor, more: Tensor) -> Tensor:
         return loss_of(model)(images, labels) + more
 
-    with pytest.raises(DeltError, match=r"the loss of epoch 2 is (nan|-?inf); lower the learning rate"):
+    with pytest.raises(DeltError, match="the loss is not finite at step 1 of epoch 2; nothing was stepped.*lower the learning rate"):
         fit(model, OPTIMIZERS["sgd"](model), 5, spoiled, loss, rate, STEPS, slots=slots, every=-1.0)
     saved: Any = slots.load()
-    assert [record["epoch"] for record in saved[1]["history"]] == [0, 1]
+    assert [record["epoch"] for record in saved[1]["history"]] == [0, 1] and len(saved[0]["losses"]) == 1
     assert all(value.isfinite().all() for value in saved[0].values())
+    parameters = dict(model.named_parameters())
+    assert all(torch.equal(saved[0][f"model/{name}"], value) for name, value in parameters.items())
+
+
+class Spoil(torch.autograd.Function):
+    """A loss that is fine, with a gradient that is not."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("make", [OPTIMIZERS["sgd"], lambda model: torch.optim.AdamW(model.parameters(), 0.01, fused=True)])
+def test_a_gradient_that_is_no_number_moves_nothing(make: Callable[[nn.Module], torch.optim.Optimizer]):
+    model = network()
+    optimizer = make(model)
+    step = Step(model, optimizer, lambda images, labels: Spoil.apply(loss_of(model)(images, labels)), Replay(False))
+    plain = Step(model, optimizer, loss_of(model), Replay(False))
+    assert torch.isfinite(plain(batch(0, 0)))
+    before = [value.detach().clone() for value in model.parameters()]
+    assert torch.isnan(step(batch(0, 1))) and same(before, [value.detach() for value in model.parameters()])
+    assert step.culprit() == "the gradient of 0.weight"
+    plain(batch(0, 2))
+    assert not same(before, [value.detach() for value in model.parameters()])
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_where_it_is_stopped_it_goes_on_in_the_middle_of_an_epoch(after: int, tmp_path: Path):
+    whole = network(dropout=0.5)
+    expected = fit(whole, OPTIMIZERS["adamw"](whole), 3, batches, loss_of(whole), rate, STEPS, seed=7)
+    steps: list[str] = []
+
+    def stopping(epoch: int) -> Iterator[Given]:
+        for step in range(STEPS):
+            yield batch(epoch, step)
+            if (epoch, step) == (1, after):
+                raise Stopped
+
+    def counted(model: nn.Module, name: str) -> Callable[..., Tensor]:
+        return lambda *given: (steps.append(name), loss_of(model)(*given))[1]
+
+    model, slots = network(dropout=0.5), Slots(tmp_path / "fit")
+    with pytest.raises(Stopped):
+        fit(model, OPTIMIZERS["adamw"](model), 3, stopping, counted(model, "a"), rate, STEPS, seed=7, slots=slots, every=1e6)
+    torch.rand(5)
+    model = network(dropout=0.5)
+    found = fit(model, OPTIMIZERS["adamw"](model), 3, batches, counted(model, "b"), rate, STEPS, seed=7, slots=slots, every=1e6)
+    assert found == expected and same(bits(model), bits(whole))
+    assert steps == ["a"] * (STEPS + after + 1) + ["b"] * (2 * STEPS - after - 1)
 
 
 def test_the_network_trains_after_it_was_tested():
@@ -252,4 +305,4 @@ def test_a_rate_in_a_tensor_is_set_in_place():
         plain = make(model.parameters(), 0.1, torch.device("cpu"))
         set_rate(plain, 0.5)
         assert plain.param_groups[0]["lr"] == 0.5
-    assert Step(optimizer, loss_of(model), Replay(False))(batch(0, 0)).ndim == 0
+    assert Step(model, optimizer, loss_of(model), Replay(False))(batch(0, 0)).ndim == 0

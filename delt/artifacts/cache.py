@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -38,12 +39,12 @@ def alone(key: str, waiting: Callable[[], None]) -> Iterator[None]:
     The lock is the operating system's (flock), so it dies with its holder. Where there are no locks, work may be done twice.
 
     Args:
-        waiting: called once if another process is in such a block.
+        waiting: called several times a second while another process is in such a block; may raise.
     """
     with _lock_file(key) as lock:
-        if lock and not _claimed(lock, wait=False):
+        while lock and not _claimed(lock):
             waiting()
-            _claimed(lock, wait=True)
+            time.sleep(0.2)
         yield
 
 
@@ -56,12 +57,12 @@ def _lock_file(key: str) -> contextlib.AbstractContextManager[IO[bytes] | None]:
     return contextlib.nullcontext()
 
 
-def _claimed(lock: IO[bytes], wait: bool) -> bool:
+def _claimed(lock: IO[bytes]) -> bool:
     """Whether the lock is ours now, or there are no locks here."""
     try:
         import fcntl
 
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except (ImportError, OSError):

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ FORMAT = 1
 LOOSE = ("config.json", "metrics.jsonl")  # files of the run as a whole, hashed when it finishes
 NOT_STAGES = ("stages", "lock")  # names in .work that are taken
 T = TypeVar("T")
+WORKERS_END = 10.0  # seconds that workers of a killed process may take to end
 GO_ON = "give the command that started the run again: it goes on where it was"
 
 
@@ -48,6 +50,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.abspath(path))
         self._holder = self  # a control is held with the run around it
+        self.lock: int | None = None  # the open file that is the lock, while the folder is held
         self._seen: dict[Path, tuple[tuple[int, int], Any]] | None = None  # of the holder, while it holds: see _once
 
     def control(self, name: str) -> RunFolder:
@@ -62,14 +65,14 @@ class RunFolder:
     def hold(self) -> Iterator[RunFolder]:
         """Keep other processes out while the block runs; also clears away what a killed writer left, in controls too.
 
-        The lock is the operating system's (flock), so it dies with its holder. A file that was hashed in the block is not
-        hashed in it again as long as its size and time stay.
+        The lock is the operating system's (flock), so it dies with its holder, and with worker processes that hold `lock`
+        open, too. A file that was hashed in the block is not hashed in it again as long as its size and time stay.
 
         Raises:
             Busy: another process holds the folder (exit code 3).
             RunError: the folder cannot be made or written.
         """
-        handle = self._lock()
+        handle = self.lock = self._lock()
         self._seen = {}
         try:
             for folder in (self, *self._own_controls()):
@@ -79,7 +82,7 @@ class RunFolder:
                         storage.sweep(inner)
             yield self
         finally:
-            self._seen = None
+            self._seen = self.lock = None
             self._unlock(handle)
 
     def _own_controls(self) -> list[RunFolder]:
@@ -130,11 +133,13 @@ class RunFolder:
         except ImportError:
             warnings.warn(f"this platform has no file locks: take care that no other process uses {self.path}", stacklevel=5)
             return
+        patience = time.monotonic() + WORKERS_END
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 200).decode(errors="replace") or "another process"
-            raise Busy(f"{self.path} is in use by {holder}: wait for it, or choose another --out") from None
+            while not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                holder = os.pread(handle, 200, 0).decode(errors="replace")
+                if not _is_gone(holder) or time.monotonic() > patience:
+                    raise Busy(f"{self.path} is in use by {holder or 'another process'}: wait for it, or choose another --out")
+                time.sleep(0.02)  # it was killed, and its workers, which hold the lock with it, are ending
         except OSError as error:
             warnings.warn(f"no lock on {self.path} ({error.strerror}): take care that no other process uses it", stacklevel=5)
 
@@ -479,6 +484,31 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _words(keys: Mapping[str, Any]) -> dict[str, str]:
     """Values as JSON text, so that a tuple equals the list that it became on disk."""
     return {key: json.dumps(value, sort_keys=True) for key, value in keys.items()}
+
+
+def _flock(handle: int, how: int) -> bool:
+    """Whether an open file is locked by us now; False where another has the lock."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_gone(holder: str) -> bool:
+    """Whether the process that wrote its name into a lock was one of this machine and is no more."""
+    found = re.fullmatch(r"pid (\d{1,9}) on (.*)", holder, re.DOTALL)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is somebody else's
+        return False
+    return False
 
 
 def _same_file(handle: int, path: Path) -> bool:

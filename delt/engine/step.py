@@ -14,7 +14,7 @@ import math
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -127,6 +127,7 @@ class Step:
         self.low, self.high = (-mean / std).to(device), ((1 - mean) / std).to(device)
         self.scale = torch.tensor(LOSS_SCALE if self.runtime.precision == "fp16" else 1.0, device=device)
         self.last: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest iteration and its losses
+        self.watch = Finite(self.groups, device)
         self.start = starting_images(task).to(device)
         self.stages = [self.schedule.iterations * k // self.config.stages for k in range(self.config.stages)]  # their first iterations
         self.networks = [self.network(teacher.to(device)) for teacher in task.teachers]
@@ -208,14 +209,24 @@ class Step:
         """
         while True:
             try:
+                self.watch.begin(state.t)
                 losses = self._step(state)
                 break
+            except NotFinite as error:
+                raise self.refused(error) from None
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
             self._split(self.active(state.t) // self.groups)  # nothing was changed: the images move after the last pass
         self.last = state.t, losses
         return losses
+
+    def refused(self, error: NotFinite) -> DeltError:
+        """What a person is told of values that are not finite."""
+        return DeltError(
+            f"recover: {error.term} of group {self.task.groups[error.group].key} is not finite at iteration {error.t}; nothing was "
+            "stepped, and the checkpoint before it stands: lower recover_lr or recover_bn_weight, or choose --precision fp32"
+        )
 
     def _split(self, images: int) -> None:
         smaller = self.split.smaller(images)
@@ -244,6 +255,7 @@ class Step:
     def _iterate(self, state: State, inputs: Inputs, t: int, count: int) -> tuple[Tensor, Tensor]:
         gradient, entropy, distance = self.gradient(state, inputs, t, count)
         with torch.no_grad():
+            inputs = self.watch(gradient, entropy, distance, inputs)
             self.adam(state, gradient, inputs, count)
         return entropy, distance
 
@@ -449,11 +461,15 @@ class Step:
         self.noted.append((t, (entropy.clone(), distance.clone())))
 
     def settle(self, state: State) -> None:
-        """Read what was noted.
+        """Read what was noted, and look whether all was finite.
 
         Raises:
-            DeltError: a loss is not finite; names group and iteration.
+            DeltError: it was not; names term, group and iteration.
         """
+        try:
+            self.watch.check()
+        except NotFinite as error:
+            raise self.refused(error) from None
         for noted in self.noted:
             state.readings.extend(self.readings(*noted))
         self.noted.clear()
@@ -470,8 +486,6 @@ class Step:
     def finish(self, state: State) -> Unit:
         """The images as they are in the pixels that are kept."""
         self.settle(state)
-        if not torch.isfinite(state.images).all():
-            raise DeltError(f"recover: pixels of group {self.task.groups[0].key} are not finite; lower recover_lr")
         images = kept_pixels(resized(state.images.detach(), self.card.size), self.card.mean, self.card.std, self.config.save)
         recorded = [*(shot.cpu() for shot in state.recorded), images[self.task.watched]]
         return Unit(images, torch.stack(recorded), state.t, state.readings)
@@ -482,11 +496,81 @@ class Step:
         sizes = self.schedule.sizes[: self.schedule.active(t)]
         for g, group in enumerate(self.task.groups):
             own = entropy.unflatten(0, (-1, self.groups))[:, g]
-            value = distance[g].item()
-            if not math.isfinite(value) or not torch.isfinite(own).all():
-                raise DeltError(f"recover: group {group.key} has a loss that is not finite at iteration {t}; lower recover_lr")
             per_sub_batch = [round(part.mean().item(), 6) if len(part) else None for part in own.split(sizes)]
-            yield {"stage": "recover", "group": group.key, "iteration": t, "cross_entropy": per_sub_batch, "bn": round(value, 6)}
+            bn = round(distance[g].item(), 6)
+            yield {"stage": "recover", "group": group.key, "iteration": t, "cross_entropy": per_sub_batch, "bn": bn}
+
+
+class NotFinite(Exception):
+    """A value of an iteration is NaN or infinite."""
+
+    def __init__(self, term: str, group: int, t: int) -> None:
+        super().__init__(f"{term} of group {group} at iteration {t}")
+        self.term, self.group, self.t = term, group, t
+
+
+class Finite:
+    """Keeps values that are not finite out of the images.
+
+    On a CPU an iteration is refused before its step. A GPU is not waited for: there, from the first such iteration on no
+    image moves, and `check` says later which one it was.
+    """
+
+    TERMS = ("the cross-entropy", "the statistics term", "the gradient")
+
+    def __init__(self, groups: int, device: torch.device, deferred: bool | None = None) -> None:
+        self.groups = groups
+        self.deferred = device.type != "cpu" if deferred is None else deferred
+        self.t = 0
+        self.iterations: list[int] = []  # since the last check
+        self.well = torch.ones((), dtype=torch.bool, device=device)
+        self.lived = torch.zeros((), dtype=torch.long, device=device)  # iterations that were well
+        self.found = torch.zeros(len(self.TERMS), groups, device=device)  # of the first iteration that was not, or the newest
+
+    def begin(self, t: int) -> None:
+        """Iteration t follows; where it is taken again, it counts once."""
+        if self.deferred and self.iterations[-1:] != [t]:
+            self.iterations.append(t)
+        self.t = t
+
+    def __call__(self, gradient: Tensor, entropy: Tensor, distance: Tensor, inputs: Inputs) -> Inputs:
+        """Look at an iteration before its step, and return the inputs of the step: with a rate of zero where none may be taken.
+
+        Raises:
+            NotFinite: on a CPU.
+        """
+        if not self.deferred:
+            total = entropy.sum() + distance.sum() + gradient.sum()
+            if not math.isfinite(total.item()):
+                self._refuse(self._terms(gradient, entropy, distance), self.t)
+            return inputs
+        found = self._terms(gradient, entropy, distance)
+        self.found.copy_(torch.where(self.well, found.to(self.found.dtype), self.found))
+        self.well.logical_and_(torch.isfinite(found).all())
+        self.lived.add_(self.well)
+        gradient.masked_fill_(~self.well, 0)
+        return replace(inputs, rate=inputs.rate * self.well)
+
+    def check(self) -> None:
+        """Look at all iterations since the last check.
+
+        Raises:
+            NotFinite: one was not; the images are as they were before it.
+        """
+        if self.iterations and not self.well.item():
+            self._refuse(self.found, self.iterations[int(self.lived)])
+        self.iterations.clear()
+        self.lived.zero_()
+
+    def _terms(self, gradient: Tensor, entropy: Tensor, distance: Tensor) -> Tensor:
+        """Sums by term and group [3,G], finite where all values are."""
+        rows = entropy.unflatten(0, (-1, self.groups)).sum(0), distance, gradient.unflatten(0, (-1, self.groups)).sum((0, 2, 3, 4))
+        return torch.stack([row.to(gradient.dtype) for row in rows])
+
+    def _refuse(self, terms: Tensor, t: int) -> None:
+        bad = terms.isfinite().logical_not().nonzero().tolist()
+        term, group = bad[0] if bad else (len(self.TERMS) - 1, 0)  # a sum over all groups that became too large
+        raise NotFinite(self.TERMS[term], group, t)
 
 
 @dataclass

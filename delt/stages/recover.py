@@ -37,6 +37,7 @@ from delt.grouping import Group, make_groups, packs
 from delt.models.zoo import require_side
 from delt.runtime import Emit, Job, device_of, resolve, settings
 from delt.schedule import Schedule, plan
+from delt.signals import heeded
 
 RECORD_BYTES = 64 * 2**20  # of snapshots, where the configuration does not say how many classes
 
@@ -46,8 +47,8 @@ def recover(
 ) -> SyntheticSet:
     """Optimise the starting images of every class; the result carries its history as `snapshots`.
 
-    Where the job's listener raises `Stopped`, the current step is finished, a checkpoint written, and the images are
-    returned as they are, with `complete` False.
+    Where the job's listener raises `Stopped`, or a signal comes (Ctrl-C, SIGTERM), the current step is finished, a
+    checkpoint written, and the images are returned as they are, with `complete` False.
 
     Args:
         teacher: frozen network with BatchNorm2d layers; its card holds the normalisation.
@@ -91,7 +92,8 @@ def recover(
         PackTask(teachers, pack, patches.of(interleaved(pack)), config, classes, marks, schedule.iterations, local)
         for pack in packs(groups, runtime.packing or 1)
     ]
-    units = job.map(recover_pack, tasks)
+    with heeded() as reins:
+        units = replace(job, emit=reins.guard(job.emit)).map(recover_pack, tasks)
     images = torch.empty(_shape(teacher, patches.ipc), dtype=torch.uint8)
     for task, unit in zip(tasks, units, strict=True):
         images[task.places(patches.ipc)] = unit.images
