@@ -312,3 +312,14 @@ def test_failed_download_says_where_to_put_the_file(monkeypatch: pytest.MonkeyPa
     with pytest.raises(TeacherError, match="resnet18 IMAGENET1K_V1 could not be fetched from https://.*no route") as caught:
         load_weights("IMAGENET1K_V1", "resnet18", None, changed(channels=3, size=96))
     assert re.search(r"put the file at .*checkpoints.resnet18-f37072fd\.pth$", str(caught.value))
+
+
+@pytest.mark.parametrize(("name", "value"), [("head.weight", float("nan")), ("head.bias", float("inf")), ("running_var", -1.0)])
+def test_weights_that_cannot_compute_are_refused_by_name(name: str, value: float, tmp_path: Path) -> None:
+    state = teacher().model.state_dict()
+    key = next(key for key in state if key.endswith(name))
+    state[key] = state[key].clone()
+    state[key].view(-1)[0] = value
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(TeacherError, match=f"{re.escape(key)} holds values that are not finite"):
+        load_weights(str(tmp_path / "weights.pth"), "convnet3", 8, INFO)

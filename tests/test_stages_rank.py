@@ -20,9 +20,10 @@ from delt.config import RankConfig, RuntimeConfig
 from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes
 from delt.data.images import DataInfo, RealSet, TensorImages, normalise
-from delt.errors import DataError
+from delt.errors import DataError, DeltError, Stopped
 from delt.models.zoo import build
 from delt.runtime import Job, seed_of, stream
+from delt.stages import rank as module
 from delt.stages.rank import SMALLEST, _cut, collage, medium_order, order, rank, render
 
 CLASSES, EACH, SIZE = ("cat", "dog", "elk"), 11, 8
@@ -357,3 +358,40 @@ def test_given_images_are_taken_as_they_are_and_compared_with_the_teacher(tmp_pa
     assert events[-1]["message"].startswith("warning: class order: folder cat looks like class 'elk'")
     with pytest.raises(DataError, match="give --ipc 4"):
         rank(brightest, real, written(["cat", "dog", "elk"]), 3, job())
+
+
+# ---------------------------------------------------------------- stopped, and bad numbers
+
+
+@pytest.mark.parametrize("config", [{}, {"crops": 2}, {"keep": "random"}, {"keep": "kmeans"}])
+@pytest.mark.parametrize("seconds", [0.0, 1e6])
+def test_stopped_between_classes_it_goes_on_and_ends_the_same(
+    config: dict[str, Any], seconds: float, teacher: Teacher, real: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings, expected = RankConfig(images=5, **config), rank(teacher, real, RankConfig(images=5, **config), 2, job())
+    runtime, seen = RuntimeConfig(device="cpu", threads=1, checkpoint_seconds=seconds), list[int]()
+
+    def stop_in_the_third(event: dict[str, Any]) -> None:
+        seen.append(event.get("done", 0))
+        if len(seen) == 5:  # total, what was done before, and a report of each class
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        rank(teacher, real, settings, 2, Job(0, runtime, tmp_path, stop_in_the_third))
+    real_class, ranked = module._rank_class, list[int]()
+
+    def counted(teacher: Teacher, real: RealSet, label: int, *rest: Any) -> Any:
+        ranked.append(label)
+        return real_class(teacher, real, label, *rest)
+
+    monkeypatch.setattr(module, "_rank_class", counted)
+    again = rank(teacher, real, settings, 2, Job(0, runtime, tmp_path))
+    assert ranked == [2] and again.sources == expected.sources and torch.equal(again.images, expected.images)
+    assert ranking_of(again).save(tmp_path / "a")[0].read_bytes() == ranking_of(expected).save(tmp_path / "b")[0].read_bytes()
+
+
+def test_a_score_that_is_not_finite_is_refused(teacher: Teacher, real: RealSet):
+    spoiled = Teacher(build("convnet3", len(CLASSES), 3, SIZE, 8, 1), teacher.card)
+    next(spoiled.model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(DeltError, match="score of a patch of class 'cat' is not finite"):
+        rank(spoiled, real, RankConfig(), 2, job())

@@ -15,7 +15,7 @@ from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RelabelConfig, RuntimeConfig
 from delt.data.images import TensorImages
-from delt.errors import ConfigError
+from delt.errors import ConfigError, DeltError, Stopped
 from delt.models.zoo import build
 from delt.recipes import RECIPES, Case, recipe_of
 from delt.runtime import Job
@@ -109,3 +109,39 @@ def test_progress_adds_up_and_online_has_none(teacher: Teacher, synthetic: Synth
 def test_an_unknown_recipe_is_refused(teacher: Teacher, synthetic: SyntheticSet):
     with pytest.raises(ConfigError, match="unknown recipe 'comon': did you mean 'common'?"):
         relabel(teacher, synthetic, RelabelConfig("stored"), JOB, "comon")
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_passes_that_are_done_are_read_back(
+    damage: bool, teacher: Teacher, synthetic: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected, config, done = relabel(teacher, synthetic, RelabelConfig("stored", 3), JOB).logits, RelabelConfig("stored", 3), list[int]()
+
+    def stop_in_the_third(event: dict[str, Any]) -> None:
+        done.append(event.get("done", 0))
+        if sum(done) > 2 * len(synthetic):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        relabel(teacher, synthetic, config, replace(JOB, work=tmp_path, emit=stop_in_the_third))
+    units = sorted(tmp_path.iterdir())
+    assert [unit.name for unit in units] == ["pass-0000.safetensors", "pass-0001.safetensors"]
+    if damage:
+        units[0].write_bytes(units[0].read_bytes()[:-1] + b"\1")
+    asked, real = [0], SoftLabels.online
+    monkeypatch.setattr(SoftLabels, "online", lambda self, *given: (asked.__setitem__(0, asked[0] + len(given[0])), real(self, *given))[1])
+    again = replace(JOB, work=tmp_path)
+    if damage:
+        with pytest.warns(UserWarning, match=r"pass 0 is labelled again: .*pass-0000\.safetensors is damaged: expected sha256"):
+            found = relabel(teacher, synthetic, config, again).logits
+    else:
+        found = relabel(teacher, synthetic, config, again).logits
+    assert found is not None and expected is not None and torch.equal(found, expected)
+    assert asked[0] == len(synthetic) * (2 if damage else 1)
+
+
+def test_a_label_that_does_not_fit_into_16_bits_is_refused(synthetic: SyntheticSet, teacher: Teacher):
+    loud = Teacher(build("convnet3", 10, 1, 8, 4, 1), teacher.card)
+    loud.model.head.weight.data.mul_(1e9)
+    with pytest.raises(DeltError, match="a label of pass 0 is not finite in 16 bits; use relabel_mode online"):
+        relabel(loud, synthetic, RelabelConfig("stored", 1), JOB)

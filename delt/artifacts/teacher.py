@@ -199,7 +199,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], arch: str, classes: int)
     counters may be missing: old checkpoints have none.
 
     Raises:
-        TeacherError: keys are missing or unexpected, or shapes differ; the first of each kind is named.
+        TeacherError: keys are missing or unexpected, or shapes differ; the first of each kind is named. Or a value is not
+            finite.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
@@ -210,10 +211,20 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], arch: str, classes: int)
     wrong = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
     if wrong:
         raise TeacherError(f"the weights do not fit {arch} for {classes} classes: {_classes_in(state, own, classes)}{'; '.join(wrong)}")
+    if spoiled := [name for name in own if name in state and not _is_sound(name, state[name])]:
+        raise TeacherError(
+            f"{spoiled[0]} holds values that are not finite, or variances below zero, and so do {len(spoiled) - 1} more tensors: "
+            "the training of these weights went wrong; take others"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if name in state:
                 tensor.copy_(state[name])
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    """Whether a network can compute with these values."""
+    return bool(torch.isfinite(tensor).all()) and not (name.endswith("running_var") and bool((tensor < 0).any()))
 
 
 def _classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], classes: int) -> str:

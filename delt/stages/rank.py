@@ -6,6 +6,9 @@ one below, and so on. The patches nearest the median come first, so they join fi
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,8 +20,9 @@ from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes, resizer, warp
 from delt.data.given import check_order, list_given
 from delt.data.images import RealSet, normalise
-from delt.errors import DataError
+from delt.errors import DataError, DeltError, Stopped
 from delt.runtime import Job, seed_of, settings, stream
+from delt.storage import Slots
 
 BATCH = 256  # images scored at once
 PIXELS = 2**24  # or as many as have so many pixels, on a GPU
@@ -47,10 +51,34 @@ def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job
     job.emit({"stage": "rank", "total": sum(map(len, candidates)) * max(1, config.crops), "unit": "patch"})
     teacher = teacher.to(job.device)
     with settings(job.runtime):
-        tables = [_rank_class(teacher, real, label, images, needed, config, job) for label, images in enumerate(candidates)]
-    columns = (torch.cat(column) for column in zip(*tables, strict=True))
+        columns = _ranked(candidates, lambda label: _rank_class(teacher, real, label, candidates[label], needed, config, job), job)
     ranking = Ranking(info.classes, config.keep, config.factor, *columns)
     return render(ranking, real, ipc)
+
+
+def _ranked(candidates: list[Tensor], rank_class: Callable[[int], tuple[Tensor, ...]], job: Job) -> list[Tensor]:
+    """The columns of all classes, end to end; from time to time, and where it is stopped, what is done is kept."""
+    slots = Slots(job.work / "classes") if job.work else None
+    tensors, meta = (slots.load() if slots else None) or ({}, {"classes": 0})
+    done = [list(tensors[name].split([len(images) for images in candidates[: meta["classes"]]])) for name in sorted(tensors)]
+    tables, saved = list(zip(*done, strict=True)), time.monotonic()
+
+    def keep() -> None:
+        if slots and tables:
+            columns = zip(*tables, strict=True)
+            slots.save({f"{k}": torch.cat(column) for k, column in enumerate(columns)}, {"classes": len(tables)})
+
+    job.emit({"stage": "rank", "done": sum(map(len, candidates[: len(tables)]))})
+    try:
+        for label in range(len(tables), len(candidates)):
+            tables.append(rank_class(label))
+            if time.monotonic() - saved > job.runtime.checkpoint_seconds:
+                keep()
+                saved = time.monotonic()
+    except Stopped:
+        keep()
+        raise
+    return [torch.cat(column) for column in zip(*tables, strict=True)]
 
 
 @torch.no_grad()
@@ -180,6 +208,8 @@ def _score(teacher: Teacher, pixels: Tensor, boxes: Tensor, label: int, factor: 
     before = (size - side) // 2
     after = size - side - before
     logits = teacher.logits(F.pad(patches, (before, after, before, after)))
+    if not torch.isfinite(logits).all():
+        raise DeltError(f"rank: the teacher's score of a patch of class '{card.classes[label]}' is not finite; choose --precision fp32")
     job.emit({"stage": "rank", "done": len(pixels)})
     return logits.float().softmax(1)[:, label].cpu()
 

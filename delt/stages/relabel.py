@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+import warnings
 
+import torch
+from torch import Tensor
+
+from delt import storage
 from delt.artifacts.soft_labels import SoftLabels, set_digest
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RelabelConfig
 from delt.data.images import TensorImages
 from delt.data.views import Views
+from delt.errors import DeltError, IntegrityError
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import Job, settings
 
@@ -41,13 +46,36 @@ def relabel(
     for voter in online.voters(protocol):
         voter.to(job.device)
     job.emit({"stage": "relabel", "total": config.epochs * len(images), "unit": "img"})
-    passes = []
     with settings(job.runtime):
-        for epoch in range(config.epochs):
-            passes.append(torch.cat([online.of(view, epoch, 0, protocol).half().cpu() for view in views.epoch(images, epoch)]))
-            job.emit({"stage": "relabel", "done": len(images)})
+        passes = [_labelled(epoch, views, images, online, protocol, job) for epoch in range(config.epochs)]
     digest = set_digest(synthetic.images, synthetic.labels)
     return SoftLabels(teacher, recipe, torch.stack(passes), job.seed, batch, digest, teacher.card.flip, others)
+
+
+def _labelled(epoch: int, views: Views, images: TensorImages, online: SoftLabels, protocol: Recipe, job: Job) -> Tensor:
+    """Logits float16 [N,K] of one pass: a unit of work, kept where a job has a place for it.
+
+    Raises:
+        DeltError: a logit is not finite, or too large for 16 bits.
+    """
+    unit = job.work / f"pass-{epoch:04d}.safetensors" if job.work else None
+    if unit and unit.exists():
+        try:
+            logits = storage.read_tensors(unit)[0]["logits"]
+            job.emit({"stage": "relabel", "done": len(images)})
+            return logits
+        except IntegrityError as error:
+            warnings.warn(f"pass {epoch} is labelled again: {error}", stacklevel=2)
+    parts = []
+    for view in views.epoch(images, epoch):
+        parts.append(online.of(view, epoch, 0, protocol).half().cpu())
+        job.emit({"stage": "relabel", "done": len(view.index)})
+    logits = torch.cat(parts)
+    if not torch.isfinite(logits).all():
+        raise DeltError(f"relabel: a label of pass {epoch} is not finite in 16 bits; use relabel_mode online, or another teacher")
+    if unit:
+        storage.write_tensors(unit, {"logits": logits})
+    return logits
 
 
 def label_views(recipe: Recipe, teacher: Teacher, batch: int, seed: int, epochs: int) -> Views:
