@@ -60,14 +60,17 @@ def _metavar_of(entry: FlatField) -> str:
 
 
 ALIASES = {"evaluate_students": ("--students",), "evaluate_recipe": ("--recipe",)}
+SWITCHES = ("allow_drift",)  # flags without a value: not given means no
 
 
 def _flag(
     name: str, kind: Any, help: str, metavar: str, default: str = "", positional: bool = False, said: str | None = None
 ) -> tuple[str, Any, Any]:
     place: Any = tyro.conf.Positional if positional else Annotated
-    note = tyro.conf.arg(name=said, help=help, metavar=metavar, help_behavior_hint=default, aliases=ALIASES.get(name))
-    return name, place[Annotated[kind, note]] if positional else place[kind, note], field(default=None)
+    shown = None if kind is bool else metavar
+    note = tyro.conf.arg(name=said, help=help, metavar=shown, help_behavior_hint=default, aliases=ALIASES.get(name))
+    kind = tyro.conf.FlagCreatePairsOff[bool] if kind is bool else kind
+    return name, place[Annotated[kind, note]] if positional else place[kind, note], field(default=False if shown is None else None)
 
 
 def _settings(name: str = "Settings", *more: tuple[str, Any, Any]) -> type:
@@ -85,7 +88,7 @@ def _field_flags(*without: str, **defaults: str) -> list[tuple[str, Any, Any]]:
     return [
         _flag(
             entry.name,
-            _type_of(entry),
+            bool if entry.name in SWITCHES else _type_of(entry),
             f"{entry.help[0].upper()}{entry.help[1:]}.",
             _metavar_of(entry),
             defaults.get(entry.name) or _default_of(entry),
@@ -121,13 +124,18 @@ def _from_images(given: dict[str, Any]) -> dict[str, Any]:
     return {"out": Path("runs") / name, **given, "method": "given", "rank_folder": str(images), "ipc": count_given(images)}
 
 
+def _given(settings: Any) -> dict[str, Any]:
+    """The flags that were given."""
+    values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
+    return {name: value for name, value in values.items() if value is not None and (value or name not in SWITCHES)}
+
+
 def _configured(settings: Any) -> tuple[Any, Path]:
     """The configuration and run folder that the flags mean."""
     from delt.methods import changed, configure
     from delt.results import read_config
 
-    given = {item.name: value for item in dataclasses.fields(settings) if (value := getattr(settings, item.name)) is not None}
-    given = _from_images(given)
+    given = _from_images(_given(settings))
     out, source = given.pop("out", None), given.pop("config", None)
     if source is None and "dataset" not in given and out is not None and (out / "config.json").is_file():
         source = out / "config.json"
@@ -218,7 +226,7 @@ def compare(settings: Any) -> None:
     """
     from delt.study import study
 
-    given = {item.name: value for item in dataclasses.fields(settings) if (value := getattr(settings, item.name)) is not None}
+    given = _given(settings)
     dataset, methods = given.pop("dataset", None), given.pop("methods", None)
     if dataset is None or methods is None:
         raise ConfigError("give a data set and --methods NAME,NAME (`delt datasets` and `delt methods` list them)")

@@ -251,7 +251,7 @@ class EvaluateConfig(Section):
 
 @dataclass(frozen=True)
 class RuntimeConfig(Section):
-    """How the work is laid on the machine. Results are byte-identical for equal values of all but `workers`."""
+    """How the work is laid on the machine. Results are byte-identical for equal values of all but `workers` (delt.drift)."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     workers: int | None = option(None, "processes that share the work (default: the CPU's cores, 1 on a GPU)", low=1)
@@ -273,6 +273,9 @@ class RuntimeConfig(Section):
     )
     graphs: str = option("auto", "replay steps as CUDA graphs (auto: on a GPU)", choices=("auto", "on", "off"))
     checkpoint_seconds: float = option(60.0, "time between two checkpoints inside a stage", low=0)
+    allow_drift: bool = option(
+        False, "go on with a run that was begun on another machine, with other settings of it or another torch; the manifest notes it"
+    )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from delt.data.given import list_given
 from delt.data.images import DataInfo, RealSet
 from delt.data.load import open_set, require_images
 from delt.data.specs import OWN_FOLDER, spec_of
+from delt.drift import Drift, facts_of, remembered, settings_of
 from delt.engine.memory import fitted
 from delt.engine.pixels import small_side
 from delt.errors import ConfigError, IntegrityError, RunError, Stopped, TeacherError, unknown
@@ -42,7 +43,7 @@ from delt.methods import control_of
 from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
 from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
-from delt.results import Run, load, read_config
+from delt.results import Run, load
 from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, reset_peak, resolve, settings
 from delt.signals import Reins, heeded
 from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_tasks
@@ -78,7 +79,7 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     if until not in STAGES:
         raise unknown("stage", until, STAGES)
     bars, meter = Bars(), None
-    config = absolute(replace(config, runtime=resolve(config.runtime)))
+    config = absolute(replace(config, runtime=resolve(remembered(config.runtime, RunFolder(Path(out))))))
     check_names(config)  # before there is a folder
     with (
         heeded() as reins,
@@ -128,6 +129,10 @@ class Pipeline:
     name: str = ""  # of the control; "" for the run itself
     given: RealSet | None = field(default=None, repr=False)
     watch: bool = False
+    drift: Drift = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.drift = Drift(self.folder, self.config.runtime.allow_drift)
 
     def emit(self, event: dict[str, Any]) -> None:
         """Pass an event on, between two steps of the work: here it learns that it is to stop."""
@@ -181,15 +186,12 @@ class Pipeline:
                 )
 
     def fit_engine(self) -> None:
-        """Choose what is still open of the machine's settings, from the memory at hand; a run that goes on keeps its choice."""
-        runtime, written = self.config.runtime, self.folder.path / "config.json"
+        """Choose what is still open of the machine's settings, from the memory at hand; a run that goes on has its choice from before."""
+        runtime = self.config.runtime
         if runtime.packing is not None and runtime.compile != "auto":
             return
-        if written.is_file() and (before := read_config(written).runtime).device == runtime.device:
-            packing = runtime.packing or before.packing
-            runtime = replace(runtime, packing=packing, compile=before.compile if runtime.compile == "auto" else runtime.compile)
         groups = groups_of(self.config, len(self.real.info.classes))
-        for teacher in stand_ins(self.config) if runtime.packing is None or runtime.compile == "auto" else ():
+        for teacher in stand_ins(self.config):
             found = fitted(runtime, teacher, groups)
             least = min(found.packing or 1, runtime.packing or found.packing or 1)
             runtime = replace(found, packing=least)
@@ -198,7 +200,11 @@ class Pipeline:
     def write_config(self) -> None:
         """Keep the configuration for `--out` alone to go on; a finished run's is replaced when it is finished again."""
         if self.folder.manifest() is None:
-            storage.write_sealed(self.folder.path / "config.json", flatten(self.config))
+            self._write_config()
+
+    def _write_config(self) -> None:
+        lasting = replace(self.config, runtime=replace(self.config.runtime, allow_drift=False))  # is said each time
+        storage.write_sealed(self.folder.path / "config.json", flatten(lasting))
 
     # ------------------------------------------------------------------------------------------ stages
 
@@ -225,8 +231,8 @@ class Pipeline:
         """What one teacher depends on."""
         flat = flatten(replace(self.config, teacher=config))
         causes = {name: flat[name] for name in self.squeeze_keys() if name in flat and name != "teacher_others"}
-        causes |= {"data_fingerprint": self.real.fingerprint, "torch": machine(self.config.runtime)["torch"]}
-        return cache.key_of(**causes, **self.machine_keys())
+        causes |= {"data_fingerprint": self.real.fingerprint}
+        return cache.key_of(**causes, **settings_of(self.config.runtime), **facts_of(self.config.runtime))
 
     @contextmanager
     def alone(self, keys: Iterable[str]) -> Iterator[None]:
@@ -307,12 +313,14 @@ class Pipeline:
 
     def evaluate(self, parts: list[Pipeline], teachers: Teachers) -> None:
         """Train the students of all sets together, so that no core waits for another set's turn."""
-        work = self.folder.work("evaluate", self.evaluate_keys() | self.machine_keys())
+        work = self.folder.work("evaluate", self.evaluate_keys())
         job = Job(self.config.seed, self.config.runtime, work, self.emit, self.pool)
         full = full_tasks(self.real, SoftLabels(teachers[0], ""), self.config.evaluate, job) if self.config.evaluate.full else []
         tasks = [*(task for part in parts for task in part.students(teachers, job)), *full]
         reset_peak(self.config.runtime, self.pool)
         begun, started, known = time.monotonic(), self.pool.startup, self.known_scores()
+        if {task.score.key for task in tasks} - {row.key for row in known}:
+            self.drift.settle(self.config.runtime)
         known.add(row for task in full if (row := cache.load_score(self.full_key(task))))
         rows = run_students(tasks, job, known.rows)
         for task, row in zip(tasks, rows, strict=True):
@@ -353,15 +361,15 @@ class Pipeline:
 
     def full_key(self, task: StudentTask) -> str:
         """What a full-data score depends on."""
-        card, versions = task.soft.teacher.card, machine(self.config.runtime)
+        card = task.soft.teacher.card
         return cache.key_of(
             data=self.real.fingerprint,
             student=list(task.score.key),
             width=task.width,
             recipe=repr(recipe_of(task.recipe.name, card.dataset, card.size)),
             normalisation=[card.mean, card.std],
-            torch=versions["torch"],
-            **self.machine_keys(),
+            **settings_of(self.config.runtime),
+            **facts_of(self.config.runtime),
         )
 
     def measure_diversity(self, teacher: Teacher) -> None:
@@ -394,8 +402,9 @@ class Pipeline:
         """Write the configuration that now holds, and the manifest."""
         if isinstance(self.listener, Meter):
             self.listener.flush()
-        storage.write_sealed(self.folder.path / "config.json", flatten(self.config))
-        self.folder.finish({"machine": machine(self.config.runtime), "seed": self.config.seed, "method": self.config.method})
+        self._write_config()
+        known = {"machine": machine(self.config.runtime), **self.drift.record()}
+        self.folder.finish({**known, "seed": self.config.seed, "method": self.config.method})
 
     # ------------------------------------------------------------------------------------------ controls
 
@@ -408,6 +417,7 @@ class Pipeline:
         """The pipeline of one control, its teachers in place."""
         folder = self.folder.control(name)
         part = Pipeline(config, folder, self.pool, self.listener, self.reins, name, self.real)
+        part.drift = self.drift  # it is the same machine
         part.refuse_changes()
         keys = {"teacher": teachers[0].digest()} | _digests(teachers[1:])
         if not folder.standing("squeeze", keys):
@@ -422,10 +432,6 @@ class Pipeline:
     def keys(self, *names: str, prefix: str = "-") -> Keys:
         """The flat settings with these names or this prefix."""
         return {name: value for name, value in flatten(self.config).items() if name in names or name.startswith(prefix)}
-
-    def machine_keys(self) -> Keys:
-        """What begun work depends on, and finished work does not: bits differ, results do not become wrong."""
-        return self.keys("device", "threads", "precision", "train_precision", "memory_format", "packing", "compile", "graphs")
 
     def squeeze_keys(self) -> Keys:
         keys = self.keys("dataset", "data_size", "data_val_fraction", "data_classes", prefix="teacher_")
@@ -474,9 +480,10 @@ class Pipeline:
     @contextmanager
     def stage(self, name: str, keys: Keys) -> Iterator[tuple[Job, list[Path]]]:
         """Do a stage: forget an earlier attempt, and record the files that the block collects with its time and memory."""
+        self.drift.settle(self.config.runtime)
         self.folder.reset(name)
         files: list[Path] = []
-        work = self.folder.work(name, keys | self.machine_keys())
+        work = self.folder.work(name, keys)
         reset_peak(self.config.runtime, self.pool)
         watch, started = Stopwatch(work / "seconds.json", self.named), self.pool.startup
         try:

@@ -387,10 +387,21 @@ def machine(runtime: RuntimeConfig) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": cores(),
     }
+
+
+def _cpu_name() -> str:
+    """The model of the CPU, on which the choice of kernels depends."""
+    import platform
+
+    with contextlib.suppress(OSError):
+        for line in (PROCESS.parent / "cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()
 
 
 @dataclass

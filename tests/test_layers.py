@@ -22,7 +22,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"engine"},
     {"stages", "methods"},
     {"analysis"},
-    {"plots", "progress", "results"},
+    {"plots", "progress", "results", "drift"},
     {"pipeline"},
     {"batch", "lab", "study", "bench"},
     {"cli"},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from delt.artifacts.folder import verify
 from delt.config import FlatField, RunConfig, flat_fields, flatten
+from delt.drift import SETTINGS
 from delt.errors import DeltError
 from delt.methods import said
 from delt.pipeline import absolute
@@ -28,17 +29,7 @@ RUN = "run"  # the run folder beside the notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDE = "<style>.jp-OutputArea-output pre { white-space: pre; overflow-x: auto; }</style>"  # a table is not folded, but moved
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a traceback on a terminal
-ANYHOW = ("workers", "checkpoint_seconds")  # settings that no result depends on
-CHOSEN = (
-    "device",
-    "threads",
-    "precision",
-    "train_precision",
-    "memory_format",
-    "packing",
-    "compile",
-    "graphs",
-)  # by the machine, where they are not given
+ANYHOW = ("workers", "checkpoint_seconds", "allow_drift")  # settings that no result depends on
 PRESET = {"dataset": "digits", "preset": "demo"}  # what the notebook does when it is opened and run as it is
 
 
@@ -88,7 +79,7 @@ def experiment(
 def means(found: RunConfig, wanted: RunConfig) -> bool:
     """Whether a run's configuration gives the results that were wanted; what was left to the machine may be anything."""
     have, want = flatten(found), flatten(wanted)
-    free = {name for name in CHOSEN if want[name] in (None, "auto")}
+    free = {name for name in SETTINGS if want[name] in (None, "auto")}
     return all(want[name] == have[name] for name in want if name not in {*ANYHOW, *free})
 
 
