@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from delt.cli import COMMANDS, ImageSettings, Settings, main
 from delt.config import flat_fields
+from delt.results import load
 
 
 def delt(capsys, *arguments):
@@ -292,3 +295,29 @@ def test_a_sweep_says_what_was_done_and_failed(tmp_path, capsys, monkeypatch):
         assert found == code and f"1 points done, {len(failed)} failed" in out and str(tmp_path / "summary.html") in out
         assert not failed or f"ipc=3: too few\n    {tmp_path / 'ipc=3' / 'error.txt'}" in out
     assert [(str(file), out, jobs) for file, out, jobs in calls] == [("a.yaml", tmp_path, 2)] * 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_a_part_that_can_be_shown(name, code, workers, tmp_path):
+    """To a real process; the same command then ends with the bytes of a run that nothing disturbed."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    flags = ["run", "digits", "--preset", "smoke", "--ipc", "20", "--iterations", "600", "--workers", str(workers)]
+    flags += ["--evaluate-controls", "random", "--evaluate-seeds", "1", "--evaluate-labels", "soft"]
+    command = [sys.executable, "-m", "delt", *flags, "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list((out / ".work" / "recover").glob("keys.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(4.0 if workers > 1 else 1.0)  # two processes take a while to come up
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "stopping after this step" in errors and "the same command goes on where it was" in errors
+    part = load(out).synthetic
+    assert not part.complete and 0 < part.iterations.max() <= 600 and list((out / ".work" / "recover").glob("*.ckpt"))
+    part.save(tmp_path / "saved")
+    for folder in (out, whole):
+        main([*flags[:-6], "--out", str(folder), "--evaluate-controls", "random", "--evaluate-seeds", "1", "--evaluate-labels", "soft"])
+    for file in ("scores.json", "synthetic.parquet"):
+        assert (out / file).read_bytes() == (whole / file).read_bytes()

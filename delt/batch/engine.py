@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,9 +48,23 @@ class Kernels:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(group, signal.SIGKILL)
 
-    def stop(self) -> None:
-        """End all kernels, and every one that is still to begin. What they were doing goes on from its checkpoints."""
+    def ask(self) -> None:
+        """Ask all kernels to end: a run finishes its step and writes a checkpoint, anything else ends at once."""
         self.stopped = True
+        for leader in list(self._groups):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(leader, signal.SIGTERM)
+
+    def stop(self, grace: float = 10.0) -> None:
+        """End all kernels, and every one that is still to begin. What they were doing goes on from its checkpoints.
+
+        Args:
+            grace: seconds that they have to come to the end of a step.
+        """
+        self.ask()
+        until = time.monotonic() + grace
+        while self._groups and time.monotonic() < until:
+            time.sleep(0.05)
         for group in list(self._groups):
             self.end(group)
 

@@ -19,6 +19,7 @@ from delt.errors import DeltError
 from delt.methods import said
 from delt.pipeline import absolute
 from delt.results import read_config
+from delt.signals import heeded
 from delt.storage import make_folder, write_bytes
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def experiment(
 
     Raises:
         NotebookError: a cell failed (the notebook keeps its traceback), or the kernel died.
+        Stopped: a signal came (Ctrl-C, SIGTERM).
         DeltError: `out` cannot be used, or the run did not finish.
     """
     folder = Path(out).resolve()
@@ -67,8 +69,15 @@ def experiment(
         make_folder(folder)
     except OSError as error:
         raise DeltError(f"cannot use {folder}: {error.strerror or error}; choose another --out") from error
-    notebook = folder / f"{NAME}.ipynb"
-    execute(template(), notebook, {**said(absolute(config)), "out": RUN}, env=env, bar=bar, kernels=kernels)
+    from delt.batch.engine import Kernels
+
+    notebook, kernels = folder / f"{NAME}.ipynb", kernels or Kernels()
+    with heeded(kernels.ask) as reins:
+        try:
+            execute(template(), notebook, {**said(absolute(config)), "out": RUN}, env=env, bar=bar, kernels=kernels)
+        except NotebookError:
+            reins.check()  # it ended because it was told to
+            raise
     if problems := verify(folder / RUN):  # a killed kernel can leave a notebook that says it completed
         raise DeltError(f"{folder / RUN} is not whole: {problems[0]}")
     if not means(read_config(folder / RUN / "config.json"), absolute(config)):

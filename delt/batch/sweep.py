@@ -32,6 +32,7 @@ from delt.errors import ConfigError, DeltError, IntegrityError
 from delt.pipeline import Pipeline, check_names
 from delt.results import read_config
 from delt.runtime import Pool, cores, device_of, gpus, resolve, silent
+from delt.signals import heeded
 from delt.storage import remove, write_bytes
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _keep_error(path: Path, text: str) -> None:
 
 
 def _run_all(todo: Sequence[Point], folder: Path, jobs: int, board: Board) -> None:
-    """Run points side by side; on Ctrl-C all kernels end, and what they did stays."""
+    """Run points side by side; where a signal comes all kernels come to the end of their step, and what they did stays."""
     from delt.batch.engine import Kernels
 
     kernels, seats = Kernels(), _seats(todo, jobs)
@@ -167,11 +168,12 @@ def _run_all(todo: Sequence[Point], folder: Path, jobs: int, board: Board) -> No
         finally:
             seats.put(env)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with heeded() as reins, ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(seated, point): point for point in todo}
         waiting = set(futures)
         try:
             while waiting:
+                reins.check()
                 board.running(futures[future] for future in futures if future.running())
                 ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in ended:
