@@ -22,7 +22,7 @@ from delt import storage
 from delt.errors import IntegrityError, RunError
 
 FORMAT = 1
-LOOSE = ("config.json", "metrics.jsonl")  # files of the run as a whole, hashed when it finishes
+LOOSE = ("config.json", "metrics.jsonl", "skipped.json")  # files of the run as a whole, hashed when it finishes
 NOT_STAGES = ("stages", "lock")  # names in .work that are taken
 T = TypeVar("T")
 GO_ON = "give the command that started the run again: it goes on where it was"
