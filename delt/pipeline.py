@@ -121,6 +121,7 @@ class Pipeline:
         """Do the stages up to `until`, for the run and its controls; the manifest comes last."""
         stages = STAGES[: STAGES.index(until) + 1]
         self.refuse_changes()
+        self.report_images()
         tiles = 1 if self.config.rank.keep == "noise" else self.config.rank.factor**2
         require_images(self.real, self.config.ipc * tiles)
         if self.config.rank.keep == "given" and "recover" not in self.folder.records():
@@ -162,6 +163,20 @@ class Pipeline:
                     f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): "
                     "choose another --out, or delete the folder"
                 )
+
+    def report_images(self) -> None:
+        """Say what was left out of the real images, and what was changed; `skipped.json` holds the whole list of the former."""
+        notes, listed = self.real.notes, self.folder.path / "skipped.json"
+        count = len(self.real.train) + len(self.real.test) + len(notes.skipped)
+        if not notes.skipped:
+            storage.remove(listed)
+        else:
+            storage.write_json(listed, dict(notes.skipped))
+            path, cause = notes.skipped[0]
+            words = f"{len(notes.skipped)} of {count} images were skipped (list in {listed.name}), first {path}: {cause}"
+            self.emit({"message": f"warning: {words}"})
+        if notes.over_white:
+            self.emit({"message": f"{notes.over_white} of {count} images have transparency, which was laid over white"})
 
     def fit_engine(self) -> None:
         """Choose what is still open of the machine's settings, from the memory at hand; a run that goes on keeps its choice."""
@@ -377,7 +392,9 @@ class Pipeline:
         if isinstance(self.emit, Meter):
             self.emit.flush()
         storage.write_json(self.folder.path / "config.json", flatten(self.config))
-        self.folder.finish({"machine": machine(self.config.runtime), "seed": self.config.seed, "method": self.config.method})
+        data = {"skipped": len(self.real.notes.skipped), "over_white": self.real.notes.over_white}
+        facts = {"machine": machine(self.config.runtime), "seed": self.config.seed, "method": self.config.method, "data": data}
+        self.folder.finish(facts)
 
     # ------------------------------------------------------------------------------------------ controls
 
