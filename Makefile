@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo sweep-demo browser test lint format notebook clean
+.PHONY: install demo sweep-demo browser test lint format notebook soak clean
 
 install: .venv/installed
 
@@ -41,6 +41,10 @@ format: install
 
 notebook: install  # rewrite the parameters cell from the configuration's fields
 	$(BIN)/python -m delt.batch
+
+soak: install  # the long proofs of durability: every I/O call, random kills, missing syncs and checks (about an hour)
+	DELT_FAULTS=1 $(BIN)/pytest -n 2 tests/test_faults.py
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -59,7 +59,7 @@ def _metavar_of(entry: FlatField) -> str:
     return next(name for known, name in names.items() if known in typing.get_args(kind))
 
 
-ALIASES = {"evaluate_students": ("--students",), "evaluate_recipe": ("--recipe",)}
+ALIASES = {"evaluate_students": ("--students",), "evaluate_recipe": ("--recipe",), "data_on_bad_image": ("--on-bad-image",)}
 SWITCHES = ("allow_drift",)  # flags without a value: not given means no
 
 

@@ -88,6 +88,11 @@ class DataConfig(Section):
     download: bool = option(True, "download where the data set allows it and the files are missing")
     val_fraction: float = option(0.2, "share held out for testing where a folder has no val/ or test/", low=0.01, high=0.9)
     classes: tuple[str, ...] = option((), "only these classes of the data set, in this order (default: all)")
+    on_bad_image: str = option(
+        "fail",
+        "fail: a file that is no usable image ends the run; skip: the set goes on without it, as if it were not there",
+        choices=("fail", "skip"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

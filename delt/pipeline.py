@@ -143,6 +143,7 @@ class Pipeline:
         """Do the stages up to `until`, for the run and its controls; the manifest comes last."""
         stages = STAGES[: STAGES.index(until) + 1]
         self.refuse_changes()
+        self.report_images()
         tiles = 1 if self.config.rank.keep == "noise" else self.config.rank.factor**2
         require_images(self.real, self.config.ipc * tiles)
         if self.config.rank.keep == "given" and "recover" not in self.folder.records():
@@ -184,6 +185,20 @@ class Pipeline:
                     f"{self.folder.path} holds {stage} of another configuration ({'; '.join(differ)}): "
                     "choose another --out, or delete the folder"
                 )
+
+    def report_images(self) -> None:
+        """Say what was left out of the real images, and what was changed; `skipped.json` holds the whole list of the former."""
+        notes, listed = self.real.notes, self.folder.path / "skipped.json"
+        count = len(self.real.train) + len(self.real.test) + len(notes.skipped)
+        if not notes.skipped:
+            storage.remove(listed)
+        else:
+            storage.write_json(listed, dict(notes.skipped))
+            path, cause = notes.skipped[0]
+            words = f"{len(notes.skipped)} of {count} images were skipped (list in {listed.name}), first {path}: {cause}"
+            self.emit({"message": f"warning: {words}"})
+        if notes.over_white:
+            self.emit({"message": f"{notes.over_white} of {count} images have transparency, which was laid over white"})
 
     def fit_engine(self) -> None:
         """Choose what is still open of the machine's settings, from the memory at hand; a run that goes on has its choice from before."""
@@ -295,7 +310,7 @@ class Pipeline:
     def keep_partial(self, synthetic: SyntheticSet) -> None:
         """Write the images as they were when the synthesis was stopped, for `delt.load`; the whole set replaces them."""
         folder = self.folder.path / PARTIAL
-        storage.make_folder(folder)
+        storage.ensure_folder(folder)
         synthetic.save(folder)
         if synthetic.snapshots:
             synthetic.snapshots.save(folder)
@@ -403,7 +418,8 @@ class Pipeline:
         if isinstance(self.listener, Meter):
             self.listener.flush()
         self._write_config()
-        known = {"machine": machine(self.config.runtime), **self.drift.record()}
+        data = {"skipped": len(self.real.notes.skipped), "over_white": self.real.notes.over_white}
+        known = {"machine": machine(self.config.runtime), **self.drift.record(), "data": data}
         self.folder.finish({**known, "seed": self.config.seed, "method": self.config.method})
 
     # ------------------------------------------------------------------------------------------ controls

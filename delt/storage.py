@@ -27,6 +27,8 @@ from torch import Tensor
 
 from delt.errors import DeltError, IntegrityError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FOLDER_BYTES = 4096  # that a new folder takes
 DIGEST_BYTES = 32  # of a raw sha256
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp", re.DOTALL)  # see temporary_of
 LENGTH_BYTES = 8  # little-endian length of the header at the start of a safetensors file
@@ -140,8 +142,18 @@ def read_bytes(path: Path) -> bytes:
         raise IntegrityError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def ensure_folder(path: Path) -> None:
+    """Make a folder and its parents so that they outlive a power loss.
+
+    Raises:
+        StorageError: the disk is full or fails.
+    """
+    with _explained(path, FOLDER_BYTES, "make"):
+        make_folder(path)
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents so that they outlive a power loss."""
+    """As `ensure_folder`, for who tells one OSError from another."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in made:
@@ -198,12 +210,17 @@ def _explained(path: Path, needed: int, verb: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"disk full: {path} needs {needed} bytes and {_free(path.parent)} bytes are free; "
-                "free some space, then give the same command again: it goes on where it was"
-            ) from error
+        if error.errno in FULL:
+            raise disk_full(path, needed) from error
         raise StorageError(f"cannot {verb} {path}: {error.strerror or error}") from error
+
+
+def disk_full(path: Path, needed: int) -> StorageError:
+    """The error of a disk without room for `needed` bytes at a path."""
+    return StorageError(
+        f"disk full: {path} needs {needed} bytes and {_free(path.parent)} bytes are free; "
+        "free some space, then give the same command again: it goes on where it was"
+    )
 
 
 def _free(folder: Path) -> str:

@@ -484,7 +484,7 @@ def test_a_folder_that_cannot_be_made_is_not_taken_for_a_busy_one(tmp_path: Path
         make(path)
 
     monkeypatch.setattr(storage, "make_folder", nowhere)
-    with pytest.raises(RunError, match=r"it cannot be made \(No such file or directory\); choose another --out") as caught:
+    with pytest.raises(RunError, match=r"it cannot be made: No such file or directory; choose another --out") as caught:
         RunFolder(tmp_path / "run")._lock()
     assert not isinstance(caught.value, Busy) and len(calls) == 1
 

@@ -108,6 +108,18 @@ def test_only_what_was_begun_is_ended():
     kernels.end(other.pid)
     assert other.poll() is None
     kernels.begin(other.pid)
-    kernels.stop()
+    kernels.stop(grace=0.2)
+    assert other.wait(10) == -signal.SIGTERM  # it was asked first
+    other.stdin.close()
+
+
+def test_who_does_not_listen_is_ended_after_a_while():
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert other.stdout.readline() == b"deaf\n"
+    kernels = Kernels()
+    kernels.begin(other.pid)
+    kernels.stop(grace=0.3)
     assert other.wait(10) == -signal.SIGKILL
     other.stdin.close()
+    other.stdout.close()

@@ -221,10 +221,12 @@ def test_the_flags_most_used_have_short_names(command, capsys, monkeypatch):
     monkeypatch.setattr("delt.cli._configured", lambda settings: seen.append(vars(settings)) or sys.exit(7))
     monkeypatch.setattr("delt.study.study", lambda *rest, **given: seen.append(given) or sys.exit(7))
     methods = ["--methods", "delt"] if command == "compare" else []
-    for flags in (["--students", "resnet18,convnet4", "--recipe", "paper:delt"], ["--evaluate-students", "resnet18,convnet4"]):
+    short = ["--students", "resnet18,convnet4", "--recipe", "paper:delt", "--on-bad-image", "skip"]
+    for flags in (short, ["--evaluate-students", "resnet18,convnet4", "--data-on-bad-image", "skip"]):
         code, _, err = delt(capsys, command, "digits", *methods, *flags)
         assert code == 7, err
     assert [given["evaluate_students"] for given in seen] == ["resnet18,convnet4"] * 2
+    assert [given["data_on_bad_image"] for given in seen] == ["skip"] * 2
     assert seen[0]["evaluate_recipe"] == "paper:delt" and seen[1].get("evaluate_recipe") is None
 
 

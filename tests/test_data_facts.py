@@ -1,12 +1,14 @@
 """What is measured on images, against slow references."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from delt.data.decode import BadImage
 from delt.data.facts import file_fingerprint, moments, spread, survey, tensor_fingerprint
 from delt.data.folders import Files, Listing
 from delt.data.images import TensorImages
@@ -57,6 +59,17 @@ def test_survey_sees_grey_in_the_pixels(tmp_path):
     assert survey([*paths, str(tmp_path / "c.png")])[0] == 3
 
 
+def test_survey_passes_over_bad_images_where_it_may(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    Image.new("L", (24, 30), 3).save(paths[1])
+    Path(paths[0]).write_bytes(b"")
+    with pytest.raises(BadImage, match="a.png: the file is empty"):
+        survey(paths)
+    assert survey(paths, skip=True) == (1, 24)
+    with pytest.raises(BadImage, match="a.png: the file is empty"):
+        survey([paths[0], paths[2]], skip=True)
+
+
 def test_tensor_fingerprint_sees_every_part():
     pixels, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1])
     base = tensor_fingerprint(("a", "b"), [(pixels, labels)])
@@ -90,3 +103,6 @@ def test_file_fingerprint_sees_paths_sizes_labels_and_shape(tmp_path):
     (tmp_path / "2.jpg").write_bytes(b"x" * 6)
     others.append(file_fingerprint(listing, [files], 3, 8))
     assert len({base, *others}) == 7
+    (tmp_path / "2.jpg").unlink()
+    with pytest.raises(BadImage, match="2.jpg: no such file"):
+        file_fingerprint(listing, [files], 3, 8)

@@ -46,6 +46,14 @@ def test_without_a_test_part_there_is_none(tmp_path, below):
     assert own(tmp_path).test is None and own(tmp_path).train.paths == (f"{below}a/1.jpg", f"{below}b/1.jpg")
 
 
+def test_all_files_are_those_of_both_parts(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/b/2.jpg")
+    found = own(tmp_path)
+    assert found.files.paths == ("train/a/1.jpg", "train/b/1.jpg", "val/b/2.jpg") and found.files.labels == (0, 1, 1)
+    touch(tmp_path / "whole", "a/1.jpg", "b/1.jpg")
+    assert own(tmp_path / "whole").files == own(tmp_path / "whole").train
+
+
 def test_hidden_and_other_files_are_passed_over(tmp_path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg", "a/.hidden.jpg", "a/notes.txt", "a/Thumbs.db", ".ipynb_checkpoints/1.jpg", "a/.git/2.jpg")
     touch(tmp_path, "stray.jpg", "a/deep er/2 ü.jpg")

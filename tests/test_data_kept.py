@@ -17,6 +17,7 @@ from torch import Tensor
 from delt.config import DataConfig
 from delt.data import kept as module
 from delt.data import load, stream
+from delt.data.decode import decode
 from delt.data.kept import Kept, kept_in
 from delt.data.load import open_set
 from delt.data.stream import StreamImages
@@ -71,6 +72,44 @@ def test_what_is_damaged_or_cut_off_is_decoded_again(end: str, files: list[str],
         file.write_bytes(spoilt)
         assert torch.equal(images(files, tmp_path / "kept").fetch(everything), pixels)
         assert file.read_bytes() == whole
+
+
+def test_it_holds_what_was_kept_and_nothing_else(tmp_path: Path, pixels: Tensor) -> None:
+    place = Kept(tmp_path / "place", SHAPE)
+    assert not place.holds(0)
+    place.get(3, lambda: pixels[3])
+    assert [number for number in range(6) if place.holds(number)] == [3] and Kept(tmp_path / "place", SHAPE).holds(3)
+    (tmp_path / "file").write_bytes(b"")
+    assert not Kept(tmp_path / "file" / "below", SHAPE).holds(0)
+
+
+def test_looking_for_bad_files_decodes_each_once_and_keeps_it(files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(files[7]).write_bytes(b"")
+    assert images(files, tmp_path / "kept").faults() == {7: "the file is empty"}
+    asked: list[str] = []
+    monkeypatch.setattr(stream, "decode", lambda path, *shape: asked.append(path) or decode(path, *shape))
+    assert images(files, tmp_path / "kept").faults() == {7: "the file is empty"} and asked == [files[7]]
+
+
+def test_a_set_keeps_its_images_in_one_place_however_it_is_split(files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(load, "HELD_BYTES", 1)
+    for k, name in enumerate(files[:20]):
+        place = tmp_path / "set" / "ab"[k % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, place)
+    (tmp_path / "set" / "a" / "0.jpg").write_bytes(b"")
+
+    def opened(share: float) -> Tensor:
+        found = open_set(f"folder:{tmp_path / 'set'}", DataConfig(size=8, val_fraction=share, on_bad_image="skip"), CPU)
+        assert found.notes.skipped == (("a/0.jpg", "the file is empty"),)
+        parts = [part.fetch(torch.arange(len(part))) for part in (found.train, found.test)]
+        return torch.cat(parts).flatten(1).sum(1).sort().values
+
+    asked: list[str] = []
+    monkeypatch.setattr(stream, "decode", lambda path, *shape: asked.append(path) or decode(path, *shape))
+    assert torch.equal(opened(0.2), opened(0.6))
+    assert sorted(asked) == sorted([str(path) for path in (tmp_path / "set").rglob("*.png")] + [str(tmp_path / "set" / "a" / "0.jpg")] * 2)
 
 
 def test_other_files_and_other_sizes_have_places_of_their_own(files: list[str], tmp_path: Path) -> None:

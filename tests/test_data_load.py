@@ -1,11 +1,13 @@
 """Opening real data sets: digits, CIFAR from published files, folders; splits, counts and clear refusals."""
 
+import os
 import shutil
 import subprocess
 import sys
 import urllib.error
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ import torchvision
 from PIL import Image
 
 from delt.config import DataConfig
-from delt.data import load
-from delt.data.images import TensorImages
+from delt.data import load, stream
+from delt.data.decode import BadImage
+from delt.data.images import Notes, TensorImages
 from delt.data.load import class_counts, data_root, held_out, open_set, require_files, require_images, resized, shape_of
 from delt.data.specs import spec_of
 from delt.data.stream import StreamImages
@@ -252,6 +255,106 @@ def test_a_large_set_is_streamed_and_holds_the_same_images(tmp_path, monkeypatch
     assert large.info == held.info
     assert torch.equal(large.train.fetch(torch.arange(6)), held.train.pixels)
     assert large.fingerprint == open_set(name, DataConfig(), CPU).fingerprint
+
+
+# ---------------------------------------------------------------- bad images, and those laid over white
+
+
+def spoil(place: Path) -> dict[str, str]:
+    """Bad files in a class folder, first and last by name, and what is said of each."""
+    draw(place / "zz half.png", 0)
+    (place / "zz half.png").write_bytes((place / "zz half.png").read_bytes()[:400])
+    (place / "00 empty.jpg").write_bytes(b"")
+    (place / "zz page.jpg").write_text("<html>")
+    (place / "0 loop.png").symlink_to(place / "0 loop.png")
+    os.mkfifo(place / "0 pipe.gif")
+    return {
+        "zz half.png": "image file is truncated",
+        "00 empty.jpg": "the file is empty",
+        "zz page.jpg": "it is none of JPEG, PNG, BMP, GIF, WEBP, TIFF, PPM",
+        "0 loop.png": "too many levels of symbolic links",
+        "0 pipe.gif": "it is a pipe or device, and no regular file",
+    }
+
+
+@pytest.fixture(params=["held", "streamed"])
+def memory(request, monkeypatch, tmp_path_factory):
+    if request.param == "streamed":
+        monkeypatch.setattr(load, "HELD_BYTES", 0)
+        monkeypatch.setenv("DELT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return StreamImages if request.param == "streamed" else TensorImages
+
+
+SKIP = DataConfig(on_bad_image="skip")
+
+
+@pytest.mark.parametrize("parts", [("train", "val"), ("",)])
+def test_skipped_images_might_as_well_not_be_there(tmp_path, memory, parts):
+    for part in parts:
+        folder(tmp_path / "good", {"ant": 7, "bee": 9}, part, size=(24, 20))
+    shutil.copytree(tmp_path / "good", tmp_path / "mixed")
+    said = spoil(tmp_path / "mixed" / parts[-1] / "bee")
+    good = open_set(f"folder:{tmp_path / 'good'}", DataConfig(), CPU)
+    mixed = open_set(f"folder:{tmp_path / 'mixed'}", SKIP, CPU)
+    assert isinstance(mixed.train, memory) and isinstance(mixed.test, memory)
+    assert mixed.fingerprint == good.fingerprint and mixed.info == replace(good.info, name=mixed.info.name)
+    for one, other in ((mixed.train, good.train), (mixed.test, good.test)):
+        everything = torch.arange(len(other))
+        assert torch.equal(one.labels, other.labels) and torch.equal(one.fetch(everything), other.fetch(everything))
+    below = f"{parts[-1]}/" if parts[-1] else ""
+    assert list(mixed.notes.skipped) == [(f"{below}bee/{name}", said[name]) for name in sorted(said)]
+    assert good.notes == Notes() and open_set(f"folder:{tmp_path / 'good'}", SKIP, CPU).notes == Notes()
+
+
+@pytest.mark.parametrize("name", ["00 empty.jpg", "0 loop.png", "0 pipe.gif"])
+def test_without_leave_a_bad_image_is_named(tmp_path, memory, name):
+    folder(tmp_path, {"ant": 3, "bee": 3})
+    for other in spoil(tmp_path / "bee").keys() - {name}:
+        (tmp_path / "bee" / other).unlink()
+    with pytest.raises(BadImage, match=f"cannot read the image .*bee/{name}: "):
+        real = open_set(f"folder:{tmp_path}", DataConfig(size=8), CPU)
+        real.train.fetch(torch.arange(len(real.train)))
+        real.test.fetch(torch.arange(len(real.test)))
+
+
+def test_the_size_is_that_of_the_images_that_are_left(tmp_path, memory):
+    folder(tmp_path, {"ant": 3, "bee": 3}, size=(40, 40), grey=True)
+    for number in range(6):
+        (tmp_path / "ant" / f"0{number}.jpg").write_bytes(b"")
+    assert shape_of(f"folder:{tmp_path}", SKIP) == (2, 1, 40)
+    info = open_set(f"folder:{tmp_path}", SKIP, CPU).info
+    assert (info.channels, info.size) == (1, 40)
+
+
+def test_a_class_that_loses_all_its_images_is_named(tmp_path, memory):
+    folder(tmp_path, {"ant": 3, "bee": 2, "cat": 2})
+    for path in [*(tmp_path / "bee").iterdir(), *(tmp_path / "cat").iterdir()]:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"all 2 images of class 'bee' \(and of 1 more classes\) in .* are bad, first bee/000.png"):
+        open_set(f"folder:{tmp_path}", SKIP, CPU)
+    chosen = replace(SKIP, classes=("ant", "cat"))
+    with pytest.raises(DataError, match=r"all 2 images of class 'cat' in .* are bad, first cat/000.png: the file is empty; add good ones"):
+        open_set(f"folder:{tmp_path}", chosen, CPU)
+    draw(tmp_path / "cat" / "new.png", 1)
+    with pytest.raises(DataError, match="class 'cat' in .* has 1 image; a test part needs at least 2"):
+        open_set(f"folder:{tmp_path}", chosen, CPU)
+
+
+def test_a_part_that_is_not_wanted_may_be_bad(tmp_path):
+    folder(tmp_path, {"ant": 3, "bee": 3, "cat": 3})
+    spoil(tmp_path / "cat")
+    assert open_set(f"folder:{tmp_path}", replace(SKIP, classes=("ant", "bee")), CPU).notes == Notes()
+
+
+def test_images_laid_over_white_are_counted(tmp_path, memory, monkeypatch):
+    folder(tmp_path, {"ant": 3, "bee": 3})
+    for name in ("ant/a.png", "bee/b.webp", "bee/c.tif"):
+        Image.new("RGBA", (16, 16), (9, 9, 9, 128)).save(tmp_path / name)
+    Image.new("RGB", (16, 16)).save(tmp_path / "bee" / "d.jpg")
+    looked, see = [], stream.see_through
+    monkeypatch.setattr(stream, "see_through", lambda path: looked.append(Path(path).name) or see(path))
+    assert open_set(f"folder:{tmp_path}", DataConfig(), CPU).notes == Notes(over_white=3)
+    assert len(looked) == (10 if memory is TensorImages else 9) and ("d.jpg" in looked) == (memory is TensorImages)
 
 
 # ---------------------------------------------------------------- splits and counts

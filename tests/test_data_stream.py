@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from delt.data import stream as module
 from delt.data.images import TensorImages
-from delt.data.stream import CHUNK, StreamImages, spare_workers
+from delt.data.stream import CHUNK, StreamImages, over_white, spare_workers
 from delt.errors import DataError
 
 CPU = torch.device("cpu")
@@ -74,6 +75,25 @@ def test_a_bad_file_gives_one_line_also_from_a_worker(paths, tmp_path, workers):
     with pytest.raises(DataError) as caught:
         make([*paths[:100], str(bad), *paths[101:]], workers).fetch(torch.arange(N))
     assert str(bad) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_faults_are_all_bad_files_with_their_causes(paths, tmp_path, workers):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"")
+    mixed = [str(bad), *paths[1:100], str(tmp_path / "gone.png"), *paths[101:]]
+    assert make(mixed, workers).faults() == {0: "the file is empty", 100: "no such file or directory"}
+    assert make(paths, workers).faults() == {}
+
+
+@pytest.mark.parametrize(("workers", "headers"), [(0, 4096), (2, 10)])
+def test_transparent_images_are_counted_and_a_bad_one_named(paths, tmp_path, workers, headers, monkeypatch):
+    monkeypatch.setattr(module, "HEADERS", headers)
+    Image.new("LA", (8, 8), (5, 5)).save(tmp_path / "clear.png")
+    mixed = [*paths[:30], str(tmp_path / "clear.png"), *paths[30:50], str(tmp_path / "clear.png")]
+    assert (over_white(mixed, workers), over_white(paths, workers), over_white([], workers)) == (2, 0, 0)
+    with pytest.raises(DataError, match="gone.png: no such file"):
+        over_white([*mixed, str(tmp_path / "gone.png")], workers)
 
 
 def test_spare_workers_leave_a_core_to_the_training():

@@ -437,6 +437,51 @@ def test_own_folder_end_to_end(tmp_path):
     assert done.config.recover.flip is True and delt.verify(done.path) == []
 
 
+def photos(root):
+    """Two classes of five images."""
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            pixels = torch.randint(256, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(root / name / f"{i}.png")
+    return root
+
+
+def test_bad_images_are_reported_and_left_out(tmp_path):
+    root, seen = photos(tmp_path / "photos"), []
+    settings = {"preset": "smoke", "ipc": 2, "iterations": 4, "workers": 1, "evaluate_seeds": 1, "evaluate_controls": "random"}
+    config = delt.configure(f"folder:{root}", data_on_bad_image="skip", **settings)
+    good = delt.run(config, tmp_path / "good", listener=quiet)
+    assert good.manifest["data"] == {"skipped": 0, "over_white": 0} and not (good.path / "skipped.json").exists()
+    assert "data_on_bad_image" not in str(RunFolder(good.path).records())  # what was made before there was a choice still stands
+
+    (root / "dog" / "a.jpg").write_bytes(b"")
+    (root / "cat" / "b.png").write_text("<html>")
+    with pytest.raises(DataError, match=r"cat/b\.png|dog/a\.jpg"):
+        delt.run(replace(config, data=replace(config.data, on_bad_image="fail")), tmp_path / "refused", listener=quiet)
+    mixed = delt.run(config, tmp_path / "mixed", listener=seen.append)
+    causes = {"cat/b.png": "it is none of JPEG, PNG, BMP, GIF, WEBP, TIFF, PPM", "dog/a.jpg": "the file is empty"}
+    assert json.loads((mixed.path / "skipped.json").read_text()) == causes and "skipped.json" in mixed.manifest["files"]
+    message = f"warning: 2 of 12 images were skipped (list in skipped.json), first cat/b.png: {causes['cat/b.png']}"
+    assert [event["message"] for event in seen if "skipped" in event.get("message", "")] == [message]
+    assert mixed.manifest["data"] == {"skipped": 2, "over_white": 0} and delt.verify(mixed.path) == []
+    assert content(mixed.path) == content(good.path)
+
+    for name in causes:
+        (root / name).unlink()
+    again = delt.run(config, mixed.path, listener=quiet)
+    assert again.manifest["data"]["skipped"] == 0 and not (again.path / "skipped.json").exists() and delt.verify(again.path) == []
+
+
+def test_images_with_transparency_are_reported(tmp_path):
+    root, seen = photos(tmp_path / "photos"), []
+    Image.new("RGBA", (8, 8), (9, 9, 9, 9)).save(root / "cat" / "clear.png")
+    config = delt.configure(f"folder:{root}", preset="smoke", ipc=2, iterations=4, workers=1, evaluate_seeds=1, evaluate_controls=[])
+    done = delt.run(config, tmp_path / "run", listener=seen.append)
+    assert done.manifest["data"] == {"skipped": 0, "over_white": 1}
+    assert {"message": "1 of 11 images have transparency, which was laid over white"} in seen
+
+
 def test_real_cifar10(shared_data, tmp_path):
     """From the published files to scores."""
     root = tmp_path / "data"

@@ -21,7 +21,8 @@ from delt.recipes import RECIPES, Recipe, recipe_of
 
 SYNTHESIS = ("rank", "recover", "relabel")  # the stages that make a set; the teacher is shared, and often comes from the cache
 FULL = "full"  # the set of all real images
-SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "preset"}  # settings without a say
+# Settings without a say: the fingerprint says which images there were.
+SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "data_on_bad_image", "preset"}
 SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "recover_record_count", "recover_record_iterations"}
 STAGES = ("squeeze", *SYNTHESIS, "evaluate")
 NAMES = ("run", "set", "ipc")

@@ -20,12 +20,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from delt import storage
-from delt.errors import IntegrityError, RunError
+from delt.errors import DeltError, IntegrityError, RunError
 
 FORMAT = 1
-LOOSE = ("config.json", "metrics.jsonl")  # files of the run as a whole, hashed when it finishes
+LOOSE = ("config.json", "metrics.jsonl", "skipped.json")  # files of the run as a whole, hashed when it finishes
 NOT_STAGES = ("stages", "lock")  # names in .work that are taken
 T = TypeVar("T")
+LOCK_BYTES = 8192  # a folder and a file in it
 WORKERS_END = 10.0  # seconds that workers of a killed process may take to end
 GO_ON = "give the command that started the run again: it goes on where it was"
 
@@ -98,8 +99,7 @@ class RunFolder:
         try:
             storage.make_folder(self.path)
         except OSError as error:
-            reason = error.strerror or error
-            raise RunError(f"cannot use {self.path} as a run folder: it cannot be made ({reason}); choose another --out") from error
+            raise self._unusable(error, "it cannot be made: ") from error
         for _ in range(100):
             handle = self._open(lock)
             if handle is None:
@@ -110,6 +110,9 @@ class RunFolder:
                     os.ftruncate(handle, 0)
                     os.write(handle, f"pid {os.getpid()} on {socket.gethostname()}".encode())
                     return handle
+            except OSError as error:
+                os.close(handle)
+                raise self._unusable(error) from error
             except BaseException:
                 os.close(handle)
                 raise
@@ -124,7 +127,13 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise RunError(f"cannot use {self.path} as a run folder: {error.strerror or error}; choose another --out") from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError, why: str = "") -> DeltError:
+        """What is said where the folder or its lock cannot be written."""
+        if error.errno in storage.FULL:
+            return storage.disk_full(self.path, LOCK_BYTES)
+        return RunError(f"cannot use {self.path} as a run folder: {why}{error.strerror or error}; choose another --out")
 
     def _claim(self, handle: int) -> None:
         """Lock an open file, or say who holds it."""
@@ -225,7 +234,7 @@ class RunFolder:
         them. Nothing finished is lost by that.
         """
         folder = self.path / ".work" / _stage_name(stage)
-        storage.make_folder(folder)
+        storage.ensure_folder(folder)
         pinned = folder / "keys.json"
         if keys is None:
             return folder

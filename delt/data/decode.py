@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from delt.errors import DataError
@@ -15,8 +18,47 @@ from delt.errors import DataError
 # Closed lists: Pillow also knows formats that start other programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+OPAQUE = frozenset({".jpg", ".jpeg", ".ppm", ".pgm", ".pbm"})  # names of kinds that have no transparency
+STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6")  # first bytes of FORMATS
 MAX_PIXELS = 100_000_000
 SMALL = 64  # below this many pixels per side the whole image is kept, without a margin to crop off
+
+# Every mode that these formats are opened with, and what becomes of it before it is made grey or RGB. A mode that is not here
+# is refused. Of several frames or pages the first counts; colour profiles are passed over, as everywhere in this field.
+VERDICTS = {
+    "1": "black is 0, white 255",
+    "L": "as it is",
+    "RGB": "as it is; of 16 bits the upper 8, of a PPM scaled and rounded",
+    "P": "the colours of its palette",
+    "LA": "laid over white",
+    "PA": "laid over white",
+    "RGBA": "laid over white",
+    "CMYK": "RGB is (255 - C) * (255 - K) / 255, and so on",
+    "YCbCr": "RGB by JPEG's matrix",
+    "LAB": "RGB under the D50 white of a print",
+    "I;16": "16 bits, divided by 257 and rounded",
+    "I;16B": "16 bits, divided by 257 and rounded",
+    "I": "of a PGM 16 bits, divided by 257 and rounded; of a TIFF refused, since 32 bits have no known range",
+    "F": "refused, since its numbers have no known range",
+}
+TURNS = {  # EXIF orientation -> what sets the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION = 0x0112
+
+
+class BadImage(DataError):
+    """A file that is no usable image; `cause` says why in a few words."""
+
+    def __init__(self, path: str | os.PathLike[str], cause: str) -> None:
+        super().__init__(f"cannot read the image {path}: {cause}; replace or remove the file")
+        self.cause = cause
 
 
 def decode(path: str | os.PathLike[str], channels: int, size: int) -> Tensor:
@@ -26,7 +68,7 @@ def decode(path: str | os.PathLike[str], channels: int, size: int) -> Tensor:
     (bilinear, antialiased; `size` itself for images under 64 pixels), and the centre is cut out.
 
     Raises:
-        DataError: the file is damaged, not an image, of a mode without a known range, or over 100 megapixels.
+        BadImage (a DataError): the file is damaged, not an image, of a mode that `VERDICTS` refuses, or over 100 megapixels.
     """
     pixels = np.array(square(read(path, channels), size))
     return torch.from_numpy(pixels).view(size, size, channels).permute(2, 0, 1).contiguous()
@@ -34,25 +76,73 @@ def decode(path: str | os.PathLike[str], channels: int, size: int) -> Tensor:
 
 def read(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """Return the whole image upright, 8 bits per channel, as grey (channels 1) or RGB (3); see `decode` for errors."""
+    with _opened(path) as image:
+        image.load()
+        return plain(_upright(image), "L" if channels == 1 else "RGB")
+
+
+def see_through(path: str | os.PathLike[str]) -> bool:
+    """Whether an image has transparency, which is laid over white; only the file's header is read. See `decode` for errors."""
+    with _opened(path) as image:
+        return image.has_transparency_data
+
+
+def facts_of(path: str | os.PathLike[str]) -> os.stat_result:
+    """Size and times of an image file.
+
+    Raises:
+        BadImage: it is not there, or not a regular file: a pipe would be waited for without end.
+    """
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise BadImage(path, _cause(path, error)) from error
+    if stat.S_ISDIR(facts.st_mode):
+        raise BadImage(path, "it is a directory")
+    if not stat.S_ISREG(facts.st_mode):
+        raise BadImage(path, "it is a pipe or device, and no regular file")
+    return facts
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """The checked header of an image; whatever goes wrong here or in the block becomes a BadImage."""
+    facts_of(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of sizes that are checked here
             with Image.open(path, formats=FORMATS) as image:
                 _check(image)
-                image.load()
-                return plain(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+                yield image
     except Exception as error:  # a damaged file makes decoders raise nearly anything
-        raise DataError(f"cannot read the image {path}: {_cause(path, error)}; replace or remove the file") from error
+        raise BadImage(path, _cause(path, error)) from error
 
 
 def plain(image: Image.Image, mode: str) -> Image.Image:
-    """Convert any accepted colour mode to `mode` ("L" or "RGB"): 16 bits scaled to 8, alpha laid over white."""
+    """Convert any accepted colour mode to `mode` ("L" or "RGB"), as `VERDICTS` says."""
     if image.mode.startswith("I"):
-        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+        image = _eight_bits(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)
+    return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits of grey to 8; the one value that a PNG may call transparent is compared before, since many values become one."""
+    values = np.asarray(image)
+    grey = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if (clear := image.info.get("transparency")) is None:
+        return grey
+    return Image.merge("LA", [grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))])
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged metadata, which take nothing from the pixels
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
@@ -79,13 +169,23 @@ def _check(image: Image.Image) -> None:
         raise Image.DecompressionBombError
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError("pixels of 32 bits have no known range, allowed are 1, 8 and 16 bits")
+    if image.mode not in VERDICTS:
+        raise ValueError(f"its mode is {image.mode}, allowed are {', '.join(mode for mode in VERDICTS if mode != 'F')}")
 
 
 def _cause(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"it has over {MAX_PIXELS // 1_000_000} megapixels"
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty" if os.path.getsize(path) == 0 else f"it is none of {', '.join(FORMATS)}"
+        return _unknown(path)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return str(error) or type(error).__name__
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _unknown(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if not start:
+        return "the file is empty"
+    return "its header is damaged" if start.startswith(STARTS) else f"it is none of {', '.join(FORMATS)}"

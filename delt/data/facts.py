@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from delt.data.decode import read
+from delt.data.decode import BadImage, facts_of, read
 from delt.data.folders import Files, Listing
 from delt.data.images import Images
 from delt.data.specs import Statistics
@@ -27,16 +27,32 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def survey(paths: Sequence[str]) -> tuple[int, int]:
-    """Channels and size that suit these images: 1 channel if all are grey; the median shorter side, in steps of 8."""
+def survey(paths: Sequence[str], skip: bool = False) -> tuple[int, int]:
+    """Channels and size that suit these images: 1 channel if all are grey; the median shorter side, in steps of 8.
+
+    Raises:
+        BadImage: a file is no usable image; with `skip`, not one of them is.
+    """
     grey, sides = True, []
-    for path in paths:
-        image = read(path, 3)
+    for image in _readable(paths, skip):
         sides.append(min(image.size))
         pixels = np.asarray(image)
         grey = grey and bool((pixels == pixels[..., :1]).all())
     side = min(224, statistics.median_low(sides))
     return (1 if grey else 3), max(8, side // 8 * 8)
+
+
+def _readable(paths: Sequence[str], skip: bool) -> Iterator[Image.Image]:
+    bad: list[BadImage] = []
+    for path in paths:
+        try:
+            image = read(path, 3)
+        except BadImage as error:
+            bad.append(error)
+            if not skip or len(bad) == len(paths):
+                raise bad[0] from error
+        else:
+            yield image
 
 
 def moments(images: Images, limit: int = STATISTICS) -> tuple[Statistics, Statistics]:
@@ -67,9 +83,13 @@ def tensor_fingerprint(classes: tuple[str, ...], parts: Iterable[tuple[Tensor, T
 
 
 def file_fingerprint(listing: Listing, parts: Iterable[Files], channels: int, size: int) -> str:
-    """sha256 over class names, image shape, and each file's path below the root, bytes and label."""
+    """sha256 over class names, image shape, and each file's path below the root, bytes and label.
+
+    Raises:
+        BadImage: a path leads to no regular file.
+    """
     digest = hashlib.sha256(repr((listing.classes, channels, size)).encode())
     for files in parts:
         for path, label in sorted(zip(files.paths, files.labels, strict=True)):
-            digest.update(repr((path, os.path.getsize(listing.root / path), label)).encode())
+            digest.update(repr((path, facts_of(listing.root / path).st_size, label)).encode())
     return digest.hexdigest()

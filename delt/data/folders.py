@@ -41,6 +41,13 @@ class Listing:
     train: Files
     test: Files | None  # None: the folder has no test part
 
+    @property
+    def files(self) -> Files:
+        """All files, those of the test part last."""
+        if self.test is None:
+            return self.train
+        return Files(self.train.paths + self.test.paths, self.train.labels + self.test.labels)
+
     def full(self, files: Files) -> list[str]:
         """The paths of `files` as they can be opened."""
         return [str(self.root / path) for path in files.paths]

@@ -59,6 +59,14 @@ class DataInfo:
     floor: float  # test accuracy in % below which a teacher is refused
 
 
+@dataclass(frozen=True)
+class Notes:
+    """What was met when the files of a set were opened."""
+
+    skipped: tuple[tuple[str, str], ...] = ()  # files left out: path below the root, cause
+    over_white: int = 0  # images with transparency, which was laid over white
+
+
 @dataclass
 class RealSet:
     """The original data set."""
@@ -67,6 +75,7 @@ class RealSet:
     train: Images
     test: Images
     fingerprint: str  # sha256 over the content; equal data, equal fingerprint
+    notes: Notes = Notes()
 
 
 @functools.lru_cache(64)

@@ -48,6 +48,14 @@ class Kept:
         self._write(number, image)
         return image
 
+    def holds(self, number: int) -> bool:
+        """Whether image `number` was decoded and kept once, which says that its file is good; its pixels are not read."""
+        try:
+            return self._works and any(os.pread(self._opened()[1], 4, 4 * number))
+        except (OSError, storage.StorageError):
+            self._works = False
+            return False
+
     def _opened(self) -> tuple[int, int]:
         if self._files is None:
             storage.make_folder(self.path.parent)
@@ -90,8 +98,8 @@ def kept_in(folder: Path, root: Path, paths: Sequence[str], shape: tuple[int, in
 
     Another size, time or order of the files is another place.
     """
-    facts = [(path, os.stat(root / path)) for path in paths]
-    key = storage.sha256_bytes(repr((shape, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in facts])).encode())[:24]
+    facts = [(path, *_facts(root / path)) for path in paths]
+    key = storage.sha256_bytes(repr((shape, facts)).encode())[:24]
     needed = len(paths) * shape[0] * shape[1] * shape[2]
     try:
         storage.make_folder(folder)
@@ -107,3 +115,12 @@ def kept_in(folder: Path, root: Path, paths: Sequence[str], shape: tuple[int, in
         )
         return None
     return Kept(folder / key, shape)
+
+
+def _facts(path: Path) -> tuple[int, ...]:
+    """Size and time of a file; nothing of one that is not there, which is for the decoder to say."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return ()
+    return facts.st_size, facts.st_mtime_ns

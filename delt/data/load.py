@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from delt.config import DataConfig
+from delt.data.decode import OPAQUE
 from delt.data.facts import file_fingerprint, moments, spread, survey, tensor_fingerprint
 from delt.data.folders import Files, Listing, class_folders, find_parts, list_folder
-from delt.data.images import DataInfo, Images, RealSet, TensorImages
+from delt.data.images import DataInfo, Images, Notes, RealSet, TensorImages
 from delt.data.kept import kept_in
 from delt.data.specs import OWN_FOLDER, DatasetSpec, chosen, spec_of
-from delt.data.stream import StreamImages, spare_workers
+from delt.data.stream import StreamImages, over_white, spare_workers
 from delt.errors import DataError
 from delt.runtime import seed_of
 
@@ -72,19 +73,69 @@ def open_torchvision(spec: DatasetSpec, config: DataConfig, device: torch.device
 
 def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> RealSet:
     """A folder of image files, in the layout of ImageFolder or of Tiny-ImageNet."""
-    listing = _listed(spec, config)
+    found = _listed(spec, config)
+    listing, skipped = without_bad(spec, config, found) if config.on_bad_image == "skip" else (found, ())
     files = (listing.train, listing.test) if listing.test else split(listing, config.val_fraction)
     channels, size = _image_shape(spec, config, listing.full(files[0]))
-    workers = spare_workers()
-    train, test = (StreamImages(listing.full(part), torch.tensor(part.labels), channels, size, device, workers) for part in files)
-    if (len(train) + len(test)) * channels * size**2 >= HELD_BYTES:
-        for images, part in zip((train, test), files, strict=True):
-            images.kept = kept_in(decoded_folder(), listing.root, part.paths, (channels, size, size))
+    train, test = (_streamed(listing, part, channels, size, device) for part in files)
+    paths = [*train.paths, *test.paths]
+    if _large(len(paths), channels, size):
+        _keep(found, (train, test), files)
         facts = _info(spec, listing.classes, channels, size, train)
-        return RealSet(facts, train, test, file_fingerprint(listing, files, channels, size))
+        notes = Notes(skipped, over_white([path for path in paths if Path(path).suffix.lower() not in OPAQUE], train.workers))
+        return RealSet(facts, train, test, file_fingerprint(listing, files, channels, size), notes)
     held = train.held(), test.held()
     facts = _info(spec, listing.classes, channels, size, held[0])
-    return RealSet(facts, *held, tensor_fingerprint(facts.classes, ((part.pixels, part.labels) for part in held)))
+    fingerprint = tensor_fingerprint(facts.classes, ((part.pixels, part.labels) for part in held))
+    return RealSet(facts, *held, fingerprint, Notes(skipped, over_white(paths, train.workers)))
+
+
+def _streamed(listing: Listing, files: Files, channels: int, size: int, device: torch.device) -> StreamImages:
+    return StreamImages(listing.full(files), torch.tensor(files.labels), channels, size, device, spare_workers())
+
+
+def _large(count: int, channels: int, size: int) -> bool:
+    return count * channels * size**2 >= HELD_BYTES
+
+
+def _keep(found: Listing, images: Sequence[StreamImages], parts: Sequence[Files]) -> None:
+    """Give parts of a listing their places in the one store of all its decoded images, however it is split or thinned out."""
+    paths, first = found.files.paths, images[0]
+    kept = kept_in(decoded_folder(), found.root, paths, (first.channels, first.size, first.size))
+    place = {path: number for number, path in enumerate(paths)}
+    for one, part in zip(images, parts, strict=True):
+        one.kept, one.places = kept, [place[path] for path in part.paths]
+
+
+def without_bad(spec: DatasetSpec, config: DataConfig, found: Listing) -> tuple[Listing, tuple[tuple[str, str], ...]]:
+    """The listing without the files that are no usable images, and these with the cause of each; every file is decoded.
+
+    Raises:
+        DataError: a class loses all its images.
+    """
+    files = found.files
+    channels, size = _image_shape(spec, config, found.full(found.train))  # of nearly all: where few are bad it is that of the rest
+    images = _streamed(found, files, channels, size, torch.device("cpu"))
+    if _large(len(files), channels, size):
+        _keep(found, [images], [files])
+    bad = {files.paths[i]: cause for i, cause in images.faults().items()}
+    train, test = _thinned(found, found.train, bad), found.test and _thinned(found, found.test, bad)
+    skipped = tuple((path.encode(errors="replace").decode(), cause) for path, cause in sorted(bad.items()))
+    return Listing(found.root, found.classes, train, test), skipped
+
+
+def _thinned(listing: Listing, files: Files, bad: Mapping[str, str]) -> Files:
+    """Files without the bad ones."""
+    left = [i for i, path in enumerate(files.paths) if path not in bad]
+    lost = sorted(set(files.labels) - {files.labels[i] for i in left})
+    if lost:
+        paths = [path for path, label in zip(files.paths, files.labels, strict=True) if label == lost[0]]
+        more = f" (and of {len(lost) - 1} more classes)" if len(lost) > 1 else ""
+        raise DataError(
+            f"all {len(paths)} images of class {listing.classes[lost[0]]!r}{more} in {listing.root} are bad, first {paths[0]}: "
+            f"{bad[paths[0]]}; add good ones, or choose other classes"
+        )
+    return _pick(files, left)
 
 
 def _listed(spec: DatasetSpec, config: DataConfig) -> Listing:
@@ -104,7 +155,7 @@ def _image_shape(spec: DatasetSpec, config: DataConfig, paths: Sequence[str]) ->
     """Channels and size, which an own folder's images tell where nobody else does."""
     channels, size = spec.channels, config.size or spec.size
     if channels is None or size is None:
-        found = survey(spread(paths, SURVEYED))
+        found = survey(spread(paths, SURVEYED), skip=config.on_bad_image == "skip")
         channels, size = channels or found[0], size or found[1]
     return channels, size
 

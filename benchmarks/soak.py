@@ -1,0 +1,164 @@
+"""The long proofs of durability, with their figures in benchmarks/results/soak.json (`make soak`, about half an hour).
+
+kills      a run on digits in a process of its own is killed (SIGKILL) at random moments and started again until it is done,
+           again and again; each time it has to end with the bytes of a run that nothing disturbed
+mutants    one fsync, rename or hash check is taken out of the code: tests/test_faults.py or test_storage.py has to fail
+cost       seconds of a checkpoint of 60 MB, and the share of a run's time that goes into writing
+
+tests/test_faults.py with DELT_FAULTS=1 is the enumeration of every I/O call, which `make soak` runs before this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = ["run", "digits", "--preset", "smoke", "--ipc", "10", "--iterations", "60", "--workers", "2", "--checkpoint-seconds", "0"]
+COMMAND += ["--evaluate-controls", "random", "--evaluate-seeds", "1", "--relabel-mode", "stored", "--relabel-epochs", "2"]
+FILES = ("scores.json", "synthetic.parquet", "ranking.parquet", "snapshots.safetensors", "soft_labels.safetensors", "diversity.json")
+MUTANTS = {  # what is taken out of which file: the text as it is, and as it becomes
+    "sync of a file": ("delt/storage.py", "        os.fsync(handle)\n    finally:\n        os.close(handle)\n\n\n@contextlib", "        pass\n    finally:\n        os.close(handle)\n\n\n@contextlib"),
+    "sync of a folder": ("delt/storage.py", "    try:\n        os.fsync(handle)\n", "    try:\n        pass\n"),
+    "sync after a rename": ("delt/storage.py", "            os.replace(temporary, path)\n            sync_folder(path.parent)\n", "            os.replace(temporary, path)\n"),
+    "temporary file": ("delt/storage.py", "            _write_synced(temporary, data)\n            os.replace(temporary, path)\n", "            path.unlink(missing_ok=True)\n            _write_synced(path, data)\n"),
+    "hash of a checkpoint": ("delt/storage.py", "    if found != expected:\n        raise IntegrityError(f\"{path} is damaged: expected sha256 {expected}, found {found}\")\n    tensors, text", "    tensors, text"),
+    "seal of a file": ("delt/storage.py", "    place = SEAL_PLACE.search(data)\n", "    return\n    place = SEAL_PLACE.search(data)\n"),
+    "seal of JSON": ("delt/storage.py", "    if sealed[\"seal\"] != found:\n", "    if False:\n"),
+    "hash of an image": ("delt/artifacts/synthetic.py", "    if (found := storage.sha256_bytes(data)) != expected:\n", "    if False:\n"),
+    "hash of a teacher": ("delt/artifacts/teacher.py", "        if found != expected:\n", "        if False:\n"),
+    "hash of a recorded file": ("delt/artifacts/folder.py", "        if found != entry[\"sha256\"]:\n", "        if False:\n"),
+}  # fmt: skip
+GUARDS = ["tests/test_storage.py", "tests/test_faults.py", "tests/test_artifacts_synthetic.py", "tests/test_artifacts_teacher.py"]
+GUARDS += ["tests/test_artifacts_folder.py"]
+
+
+def main() -> None:
+    from delt.config import RuntimeConfig
+    from delt.runtime import machine
+    from delt.storage import write_json
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")
+    parser.add_argument("--only", choices=("kills", "mutants", "cost"))
+    given = parser.parse_args()
+    found: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(RuntimeConfig(device="cpu"))}
+    for name, measure in (("cost", cost), ("kills", lambda: kills(given.kills)), ("mutants", mutants)):
+        if given.only in (None, name):
+            found[name] = measure()
+            print(name, found[name], flush=True)
+    write_json(given.out, found)
+
+
+def kills(least: int) -> dict[str, int]:
+    """Runs until at least so many kills came; `writing` are those that found a file half written."""
+    draws, counts = random.Random(0), {"runs": 0, "kills": 0, "writing": 0, "mismatches": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        begun = time.monotonic()
+        subprocess.run(command(whole), env=environment(folder, "whole"), check=True, capture_output=True)
+        longest, expected = time.monotonic() - begun, content(whole)
+        while counts["kills"] < least:
+            out = Path(folder) / f"{counts['runs']}"
+            while True:
+                process = subprocess.Popen(
+                    command(out), env=environment(folder, out.name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+                try:
+                    code = process.wait(draws.uniform(0.5, 0.7) * longest)
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    counts["kills"] += 1
+                    counts["writing"] += bool(list(out.rglob("*.tmp")))
+                    continue
+                if code:
+                    raise SystemExit(f"{' '.join(command(out))} ended with {code}")
+                break
+            counts["runs"] += 1
+            counts["mismatches"] += content(out) != expected
+            shutil.rmtree(out)
+            print(counts, flush=True)
+    return counts
+
+
+def command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "delt", *COMMAND, "--out", str(out)]
+
+
+def environment(folder: str, name: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DELT_CACHE": str(Path(folder) / f"cache-{name}")}
+
+
+def content(out: Path) -> str:
+    files = [out / name for name in FILES] + sorted((out / "synthetic").rglob("*.png"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def mutants() -> dict[str, str]:
+    """Each mutant, and the test that noticed it; "nobody" where none did."""
+    found = {}
+    for name, (file, text, other) in MUTANTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "delt"
+            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", "dist"))
+            source = (copy / file).read_text()
+            assert source.count(text) == 1, f"{name}: its text stands {source.count(text)} times in {file}"
+            (copy / file).write_text(source.replace(text, other))
+            tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *GUARDS]
+            env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "DELT_FAULTS": "3"}
+            done = subprocess.run(tests, cwd=copy, env=env, capture_output=True, text=True)
+            failed = [line.split()[1].split("::")[-1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+            found[name] = failed[0] if failed else "nobody"
+            print(f"without the {name}: {found[name]}", flush=True)
+    return found
+
+
+def cost() -> dict[str, float]:
+    """Seconds of a checkpoint of 60 MB, and what writing takes of a run on digits (preset demo, as it is by default)."""
+    import torch
+
+    import delt
+    from delt import storage
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DELT_CACHE"] = str(Path(folder) / "cache")
+        slots, tensors = storage.Slots(Path(folder) / "slots"), {"x": torch.randn(15_000_000)}
+        slots.save(tensors, {})
+        begun = time.monotonic()
+        slots.save(tensors, {})
+        checkpoint = time.monotonic() - begun
+        spent = [0.0]
+
+        def timed(real: Any) -> Any:
+            def call(*given: Any, **more: Any) -> Any:
+                begun = time.monotonic()
+                try:
+                    return real(*given, **more)
+                finally:
+                    spent[0] += time.monotonic() - begun
+
+            return call
+
+        for name in ("write_bytes", "write_folder", "sha256_file", "check_seal", "append_line"):
+            setattr(storage, name, timed(getattr(storage, name)))
+        begun = time.monotonic()
+        delt.run(delt.configure("digits", preset="demo", workers=1), Path(folder) / "run", listener=lambda event: None)
+        whole = time.monotonic() - begun
+    return {"checkpoint_60_mb_s": round(checkpoint, 3), "run_s": round(whole, 1), "writing_share_percent": round(100 * spent[0] / whole, 2)}
+
+
+if __name__ == "__main__":
+    main()
