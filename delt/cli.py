@@ -21,7 +21,7 @@ import tyro
 
 from delt.config import FlatField, flat_fields
 from delt.data.specs import short_name
-from delt.errors import ConfigError, DeltError, unknown
+from delt.errors import ConfigError, DeltError, unknown, visible
 
 STAGES = {
     "run": "Do a whole run: teacher, ranking, synthesis, labels, students, and a table.",
@@ -158,7 +158,7 @@ def _stage(name: str) -> Callable[[Any], None]:
         done = run(config, out, until="evaluate" if name == "run" else name)
         if name in ("run", "evaluate"):
             print(f"\n{done.table()}\n")
-        print(f"{name}: done, {out}")
+        print(f"{name}: done, {visible(out)}")
 
     command.__doc__ = STAGES[name]
     command.__annotations__ = {"settings": ImageSettings if name == "evaluate" else Settings, "return": None}
@@ -192,7 +192,7 @@ def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int |
     result = run_sweep(file, out, jobs)
     print(f"\n{len(result.done)} points done, {len(result.failed)} failed")
     for name, error in result.failed.items():
-        print(f"  {name}: {error}\n    {result.out / name / 'error.txt'}")
+        print(f"  {name}: {visible(error)}\n    {result.out / name / 'error.txt'}")
     print(f"picture   {result.out / 'summary.png'}\nsummary   {result.out / 'summary.html'}")
     if result.failed:
         sys.exit(1)
@@ -261,7 +261,7 @@ def show(folders: tyro.conf.Positional[Folders]) -> None:
         print(next(iter(runs.values())).describe())
     else:
         found = compare(runs)
-        print("\n".join([table(found), "", *differences_to(found, "random")]).rstrip())
+        print("\n".join([table(found), "", *map(visible, differences_to(found, "random"))]).rstrip())
 
 
 def verify(folder: tyro.conf.Positional[Path]) -> None:
@@ -275,9 +275,9 @@ def verify(folder: tyro.conf.Positional[Path]) -> None:
 
     problems = check(load(folder).path)
     if problems:
-        print("\n".join(problems))
+        print("\n".join(map(visible, problems)))
         sys.exit(2)
-    print(f"{folder}: every file is as recorded")
+    print(f"{visible(folder)}: every file is as recorded")
 
 
 def bench(
@@ -356,7 +356,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; our own errors become one line and their exit code."""
-    warnings.showwarning = lambda message, *rest, **more: print(f"delt: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *rest, **more: print(f"delt: warning: {visible(message)}", file=sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
@@ -369,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except DeltError as error:
-        print(f"delt: {error}", file=sys.stderr)
+        print(f"delt: {visible(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,7 @@ from typing import Any
 
 from delt.errors import ConfigError, unknown
 
+MOST_INT = 2**63
 UNPREFIXED = {"iterations", "round_iterations", "sub_batches"}  # of RecoverConfig: the dials everyone turns
 
 
@@ -61,6 +62,8 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
                 return tuple(dict.fromkeys(parts))  # said twice is said once
         words = "names" if inner is str else "whole numbers"
         raise ConfigError(f"{name} is {value!r}; allowed is a list of {words} or one text with commas")
+    if isinstance(value, int) and abs(value) >= MOST_INT:  # nor can it be a float, or be written down
+        raise ConfigError(f"{name} is too large a number")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):

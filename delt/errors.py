@@ -55,6 +55,17 @@ class Stopped(DeltError):
         return [str(self)]
 
 
+def visible(text: object) -> str:
+    """A text in one line that a terminal shows and does not obey: what cannot be printed stands as in a Python string.
+
+    Names of classes, files and folders may hold escape sequences, line ends and characters that turn the writing round.
+
+    >>> visible("\x1b[2Jcat\ndog")
+    '\\x1b[2Jcat\\ndog'
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
+
+
 def unknown(what: str, given: object, allowed: Iterable[str], error: type[DeltError] = ConfigError) -> DeltError:
     """Return the error for a name that is not in a table: with the nearest name, or all where none is near.
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from delt.errors import visible
 from delt.runtime import Emit
 from delt.storage import append_line
 
@@ -30,7 +31,7 @@ class Bars:
     def __call__(self, event: dict[str, Any]) -> None:
         if "message" in event:
             self.close()
-            print(event["message"], flush=True)
+            print(visible(event["message"]), flush=True)
         elif event.get("total"):
             self._open(event)
         elif "done" in event and self._bar is not None and event["stage"] == self._stage:

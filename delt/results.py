@@ -21,9 +21,10 @@ from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, unflatten
-from delt.errors import IntegrityError, RunError, unknown
+from delt.errors import IntegrityError, RunError, unknown, visible
 from delt.methods import CONTROLS
 
+LARGEST = 4 * 1024**2  # bytes of a config.json, in which classes may be listed; a usual one has 5,000
 ORDER = ("squeeze", "rank", "recover", "relabel", "evaluate", "diversity")
 
 
@@ -95,8 +96,8 @@ class Run:
         """What the folder holds, as text."""
         config = self.config
         facts = [
-            f"{self.path}",
-            f"{config.method} on {data_name(config)}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
+            visible(self.path),
+            f"{config.method} on {visible(data_name(config))}, {config.ipc} images per class, seed {config.seed}, {config.fidelity}",
         ]
         records = sorted(RunFolder(self.path).records().items(), key=lambda item: ORDER.index(item[0]))
         done = [f"{stage} {record['seconds']:.1f} s" for stage, record in records]
@@ -109,7 +110,7 @@ class Run:
             "",
             "  config.json",
             "  synthetic/",
-            *(f"  {name}" for name in sorted(self._files) if not name.startswith("synthetic/")),
+            *(f"  {visible(name)}" for name in sorted(self._files) if not name.startswith("synthetic/")),
         ]
         return "\n".join(facts)
 
@@ -217,9 +218,11 @@ def read_config(path: Path) -> RunConfig:
     """The configuration in a run's config.json, or in a copy that a person edited, which has no seal.
 
     Raises:
-        IntegrityError: it is damaged, or holds something else.
+        IntegrityError: the file is missing, damaged, or holds something else.
         ConfigError: a setting is unknown or wrong.
     """
+    if path.is_file() and (size := path.stat().st_size) > LARGEST:
+        raise IntegrityError(f"{path} holds no configuration: it has {size:,} bytes; allowed are {LARGEST:,}")
     flat = storage.read_json(path)
     if not isinstance(flat, dict):
         raise IntegrityError(f"{path} holds no configuration but {type(flat).__name__}")

@@ -202,3 +202,21 @@ def test_groups_of_the_shipped_sweep_are_what_they_say():
 def test_shipped_sweeps_name_their_reference(name, own):
     for path in (f"{name}.yaml", f"{name}_smoke.yaml"):
         assert load_sweep(SHIPPED[0].with_name(path)).reference.parameters == own
+
+
+def test_a_file_that_means_more_than_it_holds_is_refused(tmp_path):
+    """A "billion laughs", one that holds itself, one that is too large, too deep, or has a number without an end."""
+    path = tmp_path / "bomb.yaml"
+    laughs = "\n".join(f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 9)}]" for k in range(9))
+    bombs = {
+        f"a0: &a0 [lol]\n{laughs}\n": "means .* values, with those that its aliases .* repeat",
+        "grid: &a {x: [*a]}\n": "aliases",
+        "title: " + "x" * 70_000: "larger than 65,536 bytes",
+        "[" * 5000: "nested too deeply",
+        "jobs: 1" + "0" * 5000: "too large|is not YAML",
+        "title: !!python/object/apply:os.system [exit]": "is not YAML",
+    }
+    for text, message in bombs.items():
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_sweep(path)

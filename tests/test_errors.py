@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from delt.errors import ConfigError, DataError, DeltError, IntegrityError, RunError, TeacherError, unknown
+from delt.errors import ConfigError, DataError, DeltError, IntegrityError, RunError, TeacherError, unknown, visible
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, TeacherError, IntegrityError, RunError])
@@ -32,3 +32,8 @@ def test_unknown_reads_any_iterable_once_and_takes_the_kind() -> None:
     error = unknown("thing", "zzz", iter({"one": 1, "two": 2}), DataError)
     assert type(error) is DataError and str(error).endswith("one, two")
     assert type(unknown("thing", "x", [])) is ConfigError
+
+
+def test_a_terminal_shows_a_name_and_does_not_obey_it():
+    assert visible("cat \u4e2d\u6587 é") == "cat \u4e2d\u6587 é"
+    assert visible("\x1b[2Jcat\ndog\u202e") == "\\x1b[2Jcat\\ndog\\u202e"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from delt.config import RunConfig
+from delt.errors import visible
 from delt.schedule import Schedule, plan
 
 
@@ -16,8 +17,8 @@ def schedule_of(config: RunConfig) -> Schedule:
 
 def aligned(heads: Sequence[str], cells: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
     """A plain table: heads, a rule, the rows under them in columns, a rule, and notes."""
-    lines = [heads, *cells]
+    lines = [[visible(cell) for cell in line] for line in (heads, *cells)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "-" * max(map(len, body))
-    return "\n".join([body[0], rule, *body[1:], rule, *notes])
+    return "\n".join([body[0], rule, *body[1:], rule, *map(visible, notes)])

@@ -20,12 +20,12 @@ import torchvision
 from torch import Tensor, nn
 
 from delt import storage
+from delt.artifacts.foreign import check_header, read_state
 from delt.data.images import DataInfo
 from delt.errors import IntegrityError, TeacherError, unknown
 from delt.models import zoo
 
 FILES = (".safetensors", ".pth", ".pt", ".pth.tar")
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the state dict
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class Teacher:
         card = file.with_name(f"{file.name.removesuffix('.safetensors')}.json")
         if not card.is_file():
             raise TeacherError(f"{file} has no card {card.name} beside it; give a teacher that a run saved, or load it as plain weights")
+        check_header(file)
         record, data = storage.read_sealed(card), storage.read_bytes(file)
         found, expected = storage.sha256_bytes(data), record.get("sha256")
         if found != expected:
@@ -187,7 +188,7 @@ def load_weights(source: str, arch: str, width: int | None, info: DataInfo) -> n
         ConfigError: the architecture does not exist or cannot take these images.
     """
     model = zoo.build(arch, len(info.classes), info.channels, info.size, width)
-    state = _read(Path(source)) if source.endswith(FILES) else _download(source, arch)
+    state = read_state(Path(source)) if source.endswith(FILES) else _download(source, arch)
     fill(model, state, arch, len(info.classes))
     return model
 
@@ -256,36 +257,6 @@ def _file_of(path: Path) -> Path:
     raise TeacherError(f"no teacher at {path}; looked for this file, or a .safetensors file in this folder")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, without running code from it."""
-    if not path.is_file():
-        raise TeacherError(f"no weights at {path}; give an existing .safetensors, .pth or .pt file, or a torchvision weight name")
-    if path.suffix == ".safetensors":
-        return _plain(storage.bytes_to_tensors(storage.read_bytes(path), path)[0], path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"{path} was not opened: it holds code beside its tensors, or is damaged; where you trust it, save its state dict alone: "
-            f"torch.save(torch.load('{path.name}', weights_only=False).state_dict(), 'plain.pth'), or its ['model'] for a dict"
-        ) from error
-    except Exception as error:  # a damaged file fails anywhere in the reader, with any exception
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise TeacherError(f"{path} cannot be read as a checkpoint ({reason}); it is damaged or of another kind, fetch it again") from error
-    return _plain(content, path)
-
-
-def _plain(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, without the prefix that DataParallel puts on its names."""
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        held = f"keys {list(content)[:5]}" if isinstance(content, Mapping) else type(content).__name__
-        raise TeacherError(f"{path} holds no state dict but {held}; save model.state_dict(), alone or under 'state_dict' or 'model'")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
-
-
 def _download(name: str, arch: str) -> dict[str, Tensor]:
     """The state dict of a torchvision weight name, from torch's cache or its address."""
     if arch in zoo.CONVNETS:
@@ -294,12 +265,24 @@ def _download(name: str, arch: str) -> dict[str, Tensor]:
     if name not in weights.__members__:
         raise unknown(f"weight name for {arch} (files end in {', '.join(FILES)})", name, weights.__members__, TeacherError)
     url = weights[name].url
+    place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    _check_published(place)
     try:
         state = weights[name].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise TeacherError(f"{arch} {name} could not be fetched from {url} ({error}); put the file at {place}") from error
     return {_today(key): value for key, value in state.items()}
+
+
+def _check_published(place: Path) -> None:
+    """Refuse a file in torch's cache that is not the published one: torchvision checks what it fetches, not what it finds.
+
+    Raises:
+        TeacherError: its hash is not that in its name.
+    """
+    expected = re.search(r"-([0-9a-f]{8,})\.", place.name)
+    if expected and place.is_file() and not (found := storage.sha256_file(place)).startswith(expected[1]):
+        raise TeacherError(f"{place} is not what was published: its sha256 begins with {found[:8]}; remove it, and it is fetched again")
 
 
 def _today(key: str) -> str:

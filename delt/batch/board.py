@@ -11,6 +11,7 @@ from typing import Any
 from delt.batch.notebook import RUN
 from delt.batch.points import Point, Sweep, named
 from delt.batch.report import NOTE, headline, noted
+from delt.errors import visible
 from delt.pipeline import STAGES
 from delt.storage import write_json
 
@@ -89,9 +90,9 @@ class Board:
 
     def _say(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.write(line)
+            self._bar.write(visible(line))
         else:
-            print(line, flush=True)
+            print(visible(line), flush=True)
 
 
 def stage_of(run: Path) -> str:

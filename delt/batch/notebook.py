@@ -120,8 +120,8 @@ def execute(
 
     try:
         papermill.execute_notebook(
-            source,
-            target,
+            _literally(source),
+            _literally(target),
             dict(parameters),
             engine_name=engine.NAME,
             kernel_name="python3",
@@ -135,6 +135,11 @@ def execute(
         raise NotebookError(words, COLOUR.sub("", "\n".join(error.traceback))) from None
     except DeadKernelError:
         raise NotebookError(f"the kernel of {target} died; the same command goes on where it was") from None
+
+
+def _literally(path: Path) -> str:
+    """A path for papermill, which would put parameters in the place of {braces}."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def to_html(notebook: Path) -> Path:

@@ -19,12 +19,13 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delt.config import RunConfig, flatten
+from delt.config import MOST_INT, RunConfig, flatten
 from delt.errors import ConfigError, DeltError, unknown
 from delt.methods import configure
 from delt.pipeline import absolute
@@ -33,6 +34,7 @@ from delt.storage import sha256_bytes
 FIELDS: dict[str, type] = {"title": str, "jobs": int, "parameters": dict, "grid": dict, "points": list, "reference": dict}
 WORDS = {str: "a text", int: "a whole number", dict: "a mapping of names to values", list: "a list of mappings"}
 MOST = 1000  # points; more are a slip of the pen
+LARGEST, EXPANDED = 64 * 1024, 20_000  # bytes of a file, and values in it, with what its aliases repeat
 NAMED = 8  # points in an error's list
 LONGEST_NAME, LONGEST_VALUE = 120, 32  # characters; a folder's name may have 255 bytes
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that some file system or shell minds
@@ -151,19 +153,56 @@ def _parsed(path: Path) -> Any:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             names = [self.construct_object(key, deep=True) for key, _ in node.value]
-            if twice := [name for name in names if names.count(name) > 1]:
+            found: dict[Any, Any] = super().construct_mapping(node, deep)  # which refuses a name that is a list
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise ConfigError(f"{path}: {twice[0]} stands twice from line {node.start_mark.line + 1} on: leave one out")
-            return super().construct_mapping(node, deep)
+            return found
 
+    def whole(loader: Any, node: Any) -> int:
+        number: int = loader.construct_yaml_int(node)
+        if abs(number) >= MOST_INT:  # which Python may refuse to write down again
+            raise ConfigError(f"{path}: the number in line {node.start_mark.line + 1} is too large")
+        return number
+
+    Loader.add_constructor("tag:yaml.org,2002:int", whole)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # nothing but plain values, as safe_load
+        loader = Loader(_text_of(path))  # nothing but plain values, as safe_load
+        node = loader.get_single_node()
+        if (values := _values(node, {})) > EXPANDED:
+            raise ConfigError(f"{path} means {values:,} values, with those that its aliases (*name) repeat; allowed are {EXPANDED:,}")
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: other bytes than text, or the 31st of February
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is no sweep: its values are nested too deeply") from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
     except FileNotFoundError:
         near = sorted(str(item) for item in path.parent.glob("*.yaml"))
         raise unknown("sweep", path, near) if near else ConfigError(f"no sweep at {path}: give a YAML file") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: other bytes than text, or the 31st of February
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if len(data) > LARGEST:
+        raise ConfigError(f"{path} is no sweep: it is larger than {LARGEST:,} bytes")
+    return data.decode()
+
+
+def _values(node: Any, known: dict[int, int]) -> int:
+    """How many values a YAML node stands for where each alias is written out; `known` has those that were counted.
+
+    A node that holds itself counts as too many.
+    """
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = EXPANDED + 1  # as long as it is being counted
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _own(content: Mapping[str, Any], path: Path) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, TypeVar
@@ -92,7 +93,8 @@ class Picture(Figure):
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw in this module's style: matplotlib makes ticks only now, and would take the user's."""
-        with _style():
+        with _style(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in other letters: boxes say it all
             super().draw(renderer)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
