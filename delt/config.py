@@ -63,7 +63,8 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         words = "names" if inner is str else "whole numbers"
         raise ConfigError(f"{name} is {value!r}; allowed is a list of {words} or one text with commas")
     if isinstance(value, int) and abs(value) >= MOST_INT:  # nor can it be a float, or be written down
-        raise ConfigError(f"{name} is too large a number")
+        shown = value if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"  # Python refuses to write very long ones
+        raise ConfigError(f"{name} is {shown}, which is too large; allowed are whole numbers below 2^63")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
