@@ -76,9 +76,10 @@ def fit(
                     again(len(done.losses))
                     set_rate(optimizer, rate(epoch + len(done.losses) / steps))
                     done.losses.append(step(given))
-                    if device.type == "cpu" or keeper.due:
+                    due = keeper.due  # asked once: nothing is kept that was not looked at
+                    if due or device.type == "cpu":
                         done.check()
-                    if keeper.due:
+                    if due:
                         keeper.save(history, done.losses)
             except Stopped:
                 done.check()

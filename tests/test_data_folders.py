@@ -139,3 +139,16 @@ def test_wrong_folders_are_named(tmp_path, files, message):
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(DataError, match="nowhere is not a folder"):
         own(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "../secret.png", "/etc/hostname", "..", "", "x" * 300, "a\0b"])
+def test_an_annotation_cannot_lead_out_of_its_folder(name, tmp_path):
+    from delt.data.folders import read_part
+
+    part = tmp_path / "val"
+    (part / "images").mkdir(parents=True)
+    for place in (tmp_path, part):
+        (place / "secret.png").write_bytes(b"x")
+    (part / "val_annotations.txt").write_text(f"{name}\tcat\t0\t0\t1\t1\n")
+    with pytest.raises(DataError, match="line 1: no image"):
+        read_part(tmp_path, part)

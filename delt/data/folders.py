@@ -18,6 +18,7 @@ from delt.errors import DataError
 
 TESTS = ("val", "test")
 ANNOTATIONS = "val_annotations.txt"
+NAME_BYTES = 255  # of a file's name
 Part = dict[str, list[str]]  # class -> its files, as paths below the root, sorted
 
 
@@ -144,10 +145,15 @@ def _annotated(part: Path) -> dict[str, list[Path]]:
     lines = (part / ANNOTATIONS).read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         fields = line.split("\t")
-        if len(fields) < 2 or not (part / "images" / fields[0]).is_file():
+        if len(fields) < 2 or not _is_name(fields[0]) or not (part / "images" / fields[0]).is_file():
             raise DataError(f"{part / ANNOTATIONS}, line {number}: no image {fields[0]!r} in {part / 'images'}; unpack again")
         found.setdefault(fields[1], []).append(part / "images" / fields[0])
     return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _is_name(text: str) -> bool:
+    """Whether a line's word is the name of a file and no path, which could lead out of the folder."""
+    return text not in ("", ".", "..") and not set("/\\\0") & set(text) and len(os.fsencode(text)) <= NAME_BYTES
 
 
 def _check_classes(spec: DatasetSpec, train: Path, classes: tuple[str, ...]) -> None:
