@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 from delt.errors import ConfigError, unknown
 
 MOST_INT = 2**63
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes of a path that are no text
 UNPREFIXED = {"iterations", "round_iterations", "sub_batches"}  # of RecoverConfig: the dials everyone turns
 
 
@@ -41,6 +43,8 @@ def checked(item: dataclasses.Field[Any], kind: Any, value: Any, name: str | Non
     if isinstance(value, tuple) and len(value) < least:
         raise ConfigError(f"{name} is empty; at least {least} is needed")
     for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, str) and UNWRITABLE.search(part):
+            raise ConfigError(f"{name} is {part!r}; allowed is text that a file can hold and be named by")
         if choices and part not in choices:
             raise unknown(f"value for {name}", part, choices)
         if isinstance(part, float) and math.isinf(part):

@@ -84,7 +84,8 @@ def _check_declared(path: Path) -> None:
             _check_archive(file, path)
             return
         for _ in range(PICKLES):  # torch itself compares the tensors after them with the file, and takes no memory before
-            _check_pickle(file, path)
+            if file.tell() < path.stat().st_size:
+                _check_pickle(file, path)
 
 
 def _check_archive(file: IO[bytes], path: Path) -> None:
