@@ -11,7 +11,9 @@ tests/test_faults.py with DELT_FAULTS=1 is the enumeration of every I/O call, wh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import multiprocessing
 import os
 import random
 import shutil
@@ -20,12 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = ["run", "digits", "--preset", "smoke", "--ipc", "10", "--iterations", "60", "--workers", "2", "--checkpoint-seconds", "0"]
+COMMAND = ["run", "digits", "--preset", "smoke", "--ipc", "10", "--iterations", "60", "--checkpoint-seconds", "0"]
 COMMAND += ["--evaluate-controls", "random", "--evaluate-seeds", "1", "--relabel-mode", "stored", "--relabel-epochs", "2"]
 FILES = ("scores.json", "synthetic.parquet", "ranking.parquet", "snapshots.safetensors", "soft_labels.safetensors", "diversity.json")
 MUTANTS = {  # what is taken out of which file: the text as it is, and as it becomes
@@ -63,43 +66,70 @@ def main() -> None:
 
 
 def kills(least: int) -> dict[str, int]:
-    """Runs until at least so many kills came; `writing` are those that found a file half written."""
+    """Runs until at least so many kills came; `writing` are those that left a file half written.
+
+    Every attempt is a fork of this process, which has torch loaded: the time goes into runs and not into imports. Every
+    second kill waits for a file that is being written.
+    """
+    import delt.cli  # noqa: F401  # before the forks
+
     draws, counts = random.Random(0), {"runs": 0, "kills": 0, "writing": 0, "mismatches": 0}
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole"
-        begun = time.monotonic()
-        subprocess.run(command(whole), env=environment(folder, "whole"), check=True, capture_output=True)
-        longest, expected = time.monotonic() - begun, content(whole)
+        expected, longest = {}, {}
+        for workers in (1, 2):
+            begun = time.monotonic()
+            attempt(Path(folder) / f"whole-{workers}", workers, None, False)
+            longest[workers] = time.monotonic() - begun
+            expected[workers] = content(Path(folder) / f"whole-{workers}")
+        assert expected[1] == expected[2], "the number of workers changes a run"
         while counts["kills"] < least:
+            workers = 2 if counts["runs"] % 10 == 9 else 1
             out = Path(folder) / f"{counts['runs']}"
-            while True:
-                process = subprocess.Popen(
-                    command(out), env=environment(folder, out.name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-                )
-                try:
-                    code = process.wait(draws.uniform(0.5, 0.7) * longest)
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
-                    counts["kills"] += 1
-                    counts["writing"] += bool(list(out.rglob("*.tmp")))
-                    continue
-                if code:
-                    raise SystemExit(f"{' '.join(command(out))} ended with {code}")
-                break
+            while not attempt(out, workers, draws.uniform(0, 0.8) * longest[workers], bool(counts["kills"] % 2)):
+                counts["kills"] += 1
+                counts["writing"] += bool(list(out.rglob("*.tmp")))
             counts["runs"] += 1
-            counts["mismatches"] += content(out) != expected
+            counts["mismatches"] += content(out) != expected[workers]
             shutil.rmtree(out)
             print(counts, flush=True)
     return counts
 
 
-def command(out: Path) -> list[str]:
-    return [sys.executable, "-m", "delt", *COMMAND, "--out", str(out)]
+def attempt(out: Path, workers: int, seconds: float | None, writing: bool) -> bool:
+    """Go on with a run, and kill it after some seconds (`writing`: and once it writes a file); whether it came to its end.
+
+    Raises:
+        SystemExit: it ended with an error.
+    """
+    process = multiprocessing.get_context("fork").Process(target=run, args=(out, workers))
+    process.start()
+    process.join(seconds)
+    while writing and process.is_alive() and not any(name.endswith(".tmp") for name in names(out)):
+        pass
+    if process.is_alive():
+        process.kill()
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"the run in {out} ended with {process.exitcode}")
+    return process.exitcode == 0
 
 
-def environment(folder: str, name: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DELT_CACHE": str(Path(folder) / f"cache-{name}")}
+def run(out: Path, workers: int) -> None:
+    """What a forked process does."""
+    from delt.cli import main
+
+    os.environ["DELT_CACHE"] = str(out.with_name(f"cache-{out.name}"))
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    main([*COMMAND, "--workers", str(workers), "--out", str(out)])
+
+
+def names(out: Path) -> Iterator[str]:
+    """What lies in a run folder and the folders of its begun work."""
+    for place in (out, out / ".work", *(out / ".work").glob("*/")):
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            yield from (entry.name for entry in entries)
 
 
 def content(out: Path) -> str:

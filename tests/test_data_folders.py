@@ -152,3 +152,11 @@ def test_an_annotation_cannot_lead_out_of_its_folder(name, tmp_path):
     (part / "val_annotations.txt").write_text(f"{name}\tcat\t0\t0\t1\t1\n")
     with pytest.raises(DataError, match="line 1: no image"):
         read_part(tmp_path, part)
+
+
+def test_annotations_that_name_nothing_are_refused(tmp_path):
+    from delt.data.folders import read_part
+
+    (tmp_path / "val_annotations.txt").touch()
+    with pytest.raises(DataError, match=r"val_annotations\.txt names no image; unpack again"):
+        read_part(tmp_path, tmp_path)

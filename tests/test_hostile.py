@@ -325,6 +325,7 @@ def calls(path: Path, code: bytes) -> None:
 
 
 CALL = b"\x80\x02c__builtin__\nbytearray\n" + number(2**31 - 1) + b"\x85R."
+NESTED = b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(60)) + b"K\x01s."  # {(((..), (..)), ..): 1}
 TENSOR = CALL.replace(b"__builtin__\nbytearray", b"torch\nFloatTensor")
 BOMBS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "compressed": (lambda path: archive(path, bomb, zipfile.ZIP_DEFLATED), "it is compressed"),
@@ -337,6 +338,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a call": (lambda path: calls(path, CALL), r"it would make a __builtin__\.bytearray of any size"),
     "another call": (lambda path: calls(path, TENSOR), r"it would make a torch\.FloatTensor"),
     "a legacy call": (lambda path: legacy(path, lambda data: CALL + data), "it would make"),
+    "a tuple of tuples": (lambda path: calls(path, NESTED), "shared parts counted as often as they are used"),
     "an endless pickle": (lambda path: calls(path, b"\x80\x02" + b"N0" * 1_000_000 + b"."), "more than 1,000,000 steps"),
     "a lone head": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "cannot be read"),
 }

@@ -1,7 +1,8 @@
-"""Weight files from elsewhere: none is opened before what it declares is seen to fit, and no code in one is run.
+"""Files from elsewhere: none is opened before what it declares is seen to fit, and no code in one is run.
 
-A few bytes can ask for any amount of memory: a compressed archive, one that lists the same bytes many times over, a pickle
-that calls `bytearray(10**12)`, a header without an end. What `torch.save` and safetensors write does nothing of the kind.
+A few bytes can ask for any amount of memory or time: a compressed archive, one that lists the same bytes many times over, a
+pickle that calls `bytearray(10**12)` or names a tuple of tuples of tuples, a header without an end, a table of 10**12 equal
+rows. What `torch.save`, safetensors and this package write does nothing of the kind.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import pyarrow
+import pyarrow.parquet
 import torch
 from torch import Tensor
 
@@ -23,7 +26,8 @@ from delt.errors import IntegrityError, TeacherError
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the state dict
 ZIP = b"PK\x03\x04"  # how torch tells its archives from the pickles of old
 PICKLES = 5  # of an old file, before its tensors: a magic number, the version, the system, the content, the tensors' names
-STEPS = 1_000_000  # of a pickle: a network of 1,000 tensors and its optimizer take a tenth of that
+STEPS = 1_000_000  # of a pickle, shared parts counted as often as they are used: 1,000 tensors and their optimizer take a tenth
+TABLE = 2**31  # bytes of a table's columns; 14 million images of ImageNet-21K, ranked, take half of that
 HEADER = 16 * 1024**2  # bytes of a safetensors header; one tensor takes about 100
 ALLOCATING = re.compile(r"\S+ (bytearray|\w*Tensor)")  # names that torch lets a pickle call, with any size
 
@@ -104,12 +108,48 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
 
 
 def _check_pickle(file: IO[bytes], path: Path) -> None:
-    """Read the steps of a pickle, without doing any."""
+    """Read the steps of a pickle, without doing any, and count what each value on its stack is made of."""
+    stack: list[int | None] = []  # None: a mark
+    memo: dict[Any, int | None] = {}
     for number, (step, argument, _) in enumerate(pickletools.genops(file)):
-        if number > STEPS:
-            raise _refused(path, f"its pickle has more than {STEPS:,} steps")
         if step.name == "GLOBAL" and ALLOCATING.fullmatch(str(argument)):
             raise _refused(path, f"it would make a {str(argument).replace(' ', '.')} of any size")
+        taken: list[int | None] = []
+        if pickletools.markobject in step.stack_before:
+            while taken[-1:] != [None]:
+                taken.append(stack.pop())
+        below = [kind for kind in step.stack_before if kind not in (pickletools.markobject, pickletools.stackslice)]
+        taken += [stack.pop() for _ in below]
+        weight = 1 + sum(filter(None, taken))
+        if "PUT" in step.name:
+            memo[argument] = stack[-1]
+        elif step.name == "MEMOIZE":
+            memo[len(memo)] = weight
+        elif "GET" in step.name:
+            weight = memo[argument] or 1
+        if max(number, weight) > STEPS:
+            raise _refused(path, f"its pickle has more than {STEPS:,} steps, shared parts counted as often as they are used")
+        stack += [None if kind is pickletools.markobject else weight for kind in step.stack_after]
+
+
+def read_table(path: Path) -> pyarrow.Table:
+    """A table that this package wrote, with its metadata.
+
+    Raises:
+        IntegrityError: it is missing, not byte for byte what was written, no table, or one that declares more than any of ours.
+    """
+    data = storage.read_bytes(path)
+    storage.check_seal(data, path)
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        declared = 8 * file.metadata.num_rows * file.metadata.num_columns  # equal rows take no room in the file
+        if declared > TABLE:
+            raise IntegrityError(f"{path} is damaged: it declares {declared:,} bytes of columns; allowed are {TABLE:,}")
+        return file.read()
+    except IntegrityError:
+        raise
+    except Exception as error:  # pyarrow promises no types, and any of them means the same here
+        raise IntegrityError(f"{path} is not a readable table: {error}") from error
 
 
 def _refused(path: Path, why: str) -> TeacherError:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from delt import storage
+from delt.artifacts.foreign import read_table
 from delt.errors import IntegrityError
 
 FILE = "ranking.parquet"
@@ -69,15 +70,13 @@ class Ranking:
         Raises:
             IntegrityError: the file is missing or damaged.
         """
-        data = storage.read_bytes(folder / FILE)
-        storage.check_seal(data, folder / FILE)
+        table = read_table(folder / FILE)
         try:
-            table = pq.read_table(pa.BufferReader(data))
             facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
             columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in COLUMNS}
             classes = tuple(storage.parse_json(facts["classes"], folder / FILE))
             return Ranking(classes, facts["keep"], int(facts["factor"]), **columns)
-        except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        except Exception as error:  # pyarrow promises no types, and any of them means the same here
             raise IntegrityError(f"{folder / FILE} is not a ranking: {error}") from error
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from delt import storage
+from delt.artifacts.foreign import read_table
 from delt.artifacts.snapshots import Snapshots
 from delt.errors import DataError, IntegrityError
 
@@ -107,10 +108,8 @@ class SyntheticSet:
             IntegrityError: a file is missing, unreadable or not what the table says; it is named.
         """
         path = folder / "synthetic.parquet"
-        data = storage.read_bytes(path)
-        storage.check_seal(data, path)
+        table = read_table(path)
         try:
-            table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
             facts = json.loads(table.schema.metadata[b"delt"])
             columns: dict[str, list[Any]] = table.to_pydict()
             labels = torch.tensor(columns["class_index"], dtype=torch.int64)

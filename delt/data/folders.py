@@ -148,6 +148,8 @@ def _annotated(part: Path) -> dict[str, list[Path]]:
         if len(fields) < 2 or not _is_name(fields[0]) or not (part / "images" / fields[0]).is_file():
             raise DataError(f"{part / ANNOTATIONS}, line {number}: no image {fields[0]!r} in {part / 'images'}; unpack again")
         found.setdefault(fields[1], []).append(part / "images" / fields[0])
+    if not found:
+        raise DataError(f"{part / ANNOTATIONS} names no image; unpack again, or remove it where {part} holds one folder per class")
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
