@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo sweep-demo browser test lint format notebook soak clean
+.PHONY: install demo sweep-demo browser test lint format notebook soak coverage clean
 
 install: .venv/installed
 
@@ -47,5 +47,9 @@ soak: install  # the long proofs of durability: every I/O call, random files and
 	DELT_FUZZ_CASES=1000 $(BIN)/pytest -n 2 tests/test_fuzz.py
 	$(BIN)/python -m benchmarks.soak
 
+coverage: install  # every branch of what reads and writes files (two minutes)
+	$(BIN)/coverage run -m pytest -p no:xdist tests/test_storage.py tests/test_drift.py tests/test_artifacts_*.py tests/test_data_*.py tests/test_batch_points.py
+	$(BIN)/coverage report
+
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .coverage build dist .mypy_cache .ruff_cache .pytest_cache

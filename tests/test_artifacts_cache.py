@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -158,6 +159,19 @@ def test_without_locks_everyone_goes_on(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("DELT_CACHE", str(tmp_path / "file"))
     with cache.alone("k", lambda: pytest.fail("nobody holds it")):
+        pass
+
+
+@pytest.mark.parametrize("how", ["no module", "no support"])
+def test_where_there_are_no_locks_everyone_goes_on(how, folder, monkeypatch):
+    def unsupported(lock, flags):
+        raise OSError(95, "Operation not supported")
+
+    if how == "no module":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr("fcntl.flock", unsupported)
+    with cache.alone("k", lambda: pytest.fail("nobody can hold it")):
         pass
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -17,8 +19,8 @@ from typing import Any
 import pytest
 
 from delt import storage
-from delt.artifacts.folder import Busy, RunFolder, verify
-from delt.errors import IntegrityError, RunError
+from delt.artifacts.folder import Busy, RunFolder, _is_gone, verify
+from delt.errors import DeltError, IntegrityError, RunError
 
 KEYS = {"ipc": 5, "keep": "medium", "students": ("teacher",), "lr": 0.25}
 
@@ -674,3 +676,56 @@ def test_a_kill_at_any_call_of_reset_leaves_no_record_of_what_is_gone(tmp_path: 
             assert gone and at > 5
             return
     raise AssertionError("never passed")
+
+
+@pytest.mark.parametrize("call", ["open", "write"])
+@pytest.mark.parametrize(
+    ("number", "says"), [(28, "disk full: .* needs [0-9]+ bytes"), (30, "as a run folder: Read-only file system; choose")]
+)
+def test_a_lock_that_cannot_be_written_is_explained(
+    number: int, says: str, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, before = getattr(os, call), next_handle()
+
+    def failing(place: Any, *more: Any) -> Any:
+        if call == "write" or place == tmp_path / ".work" / "lock":
+            raise OSError(number, os.strerror(number))
+        return real(place, *more)
+
+    with monkeypatch.context() as patch, pytest.raises(DeltError, match=says):
+        patch.setattr(os, call, failing)
+        RunFolder(tmp_path)._lock()
+    assert next_handle() == before
+
+
+def test_who_comes_waits_for_the_workers_of_a_killed_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    lock = tmp_path / ".work" / "lock"
+    lock.parent.mkdir()
+    lock.write_text(f"pid {gone.pid} on {socket.gethostname()}")
+    with open(lock) as worker:
+        fcntl.flock(worker, fcntl.LOCK_EX)
+        monkeypatch.setattr("time.sleep", lambda seconds: worker.close())  # it ends meanwhile
+        with RunFolder(tmp_path).hold():
+            assert worker.closed
+
+
+def test_a_holder_is_gone_only_where_this_machine_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    here = socket.gethostname()
+    assert _is_gone(f"pid {process.pid} on {here}")
+    assert not _is_gone(f"pid {os.getpid()} on {here}") and not _is_gone(f"pid {process.pid} on {here}-2") and not _is_gone("")
+
+    def forbidden(number: int, how: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert not _is_gone(f"pid {process.pid} on {here}")
+
+
+def test_a_file_that_vanishes_while_it_is_looked_at_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.hold(), pytest.raises(IntegrityError, match="cannot read .*gone.*: No such file"):
+        folder._once(tmp_path / "gone", storage.sha256_file)

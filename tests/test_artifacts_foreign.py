@@ -132,6 +132,15 @@ def test_a_changed_file_in_torchs_cache_is_refused(tmp_path: Path) -> None:
         _check_published(place)
 
 
+def test_an_archive_that_lists_the_same_bytes_over_and_over_is_refused(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth", "a") as archive:
+        archive.filelist += 1000 * [max(archive.infolist(), key=lambda entry: entry.file_size)]
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(TeacherError, match=r"x\.pth was not opened: it declares [0-9,]+ bytes and has"):
+        read_state(tmp_path / "x.pth")
+
+
 def test_a_table_cannot_declare_more_than_any_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A column of equal values takes a few bytes however long it is."""
     table = pyarrow.table({"x": np.zeros(100_000), "y": np.zeros(100_000)}).replace_schema_metadata({storage.SEAL: storage.UNSEALED})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from delt import storage
 from delt.artifacts.ranking import COLUMNS, FILE, Patches, Ranking
 from delt.errors import IntegrityError
 
@@ -53,7 +55,7 @@ def test_kept_rows_come_in_the_order_of_their_turn():
     assert ranking.kept(1).tolist() == [5, 3]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "plain"])
+@pytest.mark.parametrize("damage", ["cut", "other", "plain", "forged"])
 def test_a_damaged_file_is_named(damage: str, tmp_path: Path):
     small().save(tmp_path)
     file = tmp_path / FILE
@@ -61,6 +63,11 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path):
         file.write_bytes(file.read_bytes()[:-20])
     elif damage == "other":
         file.write_text("no parquet at all")
+    elif damage == "forged":  # with a checksum that fits
+        table = pq.read_table(file).drop_columns(["score"])
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, storage.SEAL.encode(): storage.UNSEALED}), sink)
+        file.write_bytes(storage.sealed(sink.getvalue().to_pybytes()))
     else:  # a table of someone else
         pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
     with pytest.raises(IntegrityError, match=FILE):

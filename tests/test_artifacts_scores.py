@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from delt import storage
 from delt.artifacts.scores import FILE, Score, Scores
 from delt.errors import IntegrityError
 
@@ -57,3 +58,10 @@ def test_a_damaged_file_is_named(content: str, tmp_path: Path):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(IntegrityError, match=FILE):
         Scores.load(tmp_path)
+
+
+def test_rows_of_another_kind_are_named(tmp_path: Path):
+    for rows in ([{"name": "a"}], [1], None):
+        storage.write_sealed(tmp_path / FILE, {"rows": rows})
+        with pytest.raises(IntegrityError, match="scores.json holds no scores"):
+            Scores.load(tmp_path)

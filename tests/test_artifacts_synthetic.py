@@ -254,3 +254,9 @@ def test_a_table_that_points_elsewhere_or_is_damaged_is_refused(tmp_path: Path) 
     path.unlink()
     with pytest.raises(IntegrityError, match=r"synthetic\.parquet"):
         SyntheticSet.load(tmp_path)
+
+
+def test_a_file_that_is_no_png_is_named_though_its_hash_fits(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(IntegrityError, match=r"x\.png is not a readable PNG"):
+        read_png(tmp_path / "x.png", (1, 4, 4), storage.sha256_bytes(b"no image"))

@@ -134,6 +134,7 @@ REFUSED = {
     "list": ("[1, 2]", "holds no sweep but list"),
     "not YAML": ("grid: {ipc: [2", "a.yaml is not YAML: "),
     "a name twice": (BASE + "grid: {ipc: [5], seed: [1], ipc: [6]}", "ipc stands twice from line"),
+    "a number without end": (BASE + "points: [{ipc: 0x" + "f" * 90 + "}]", "the number in line [0-9]+ is too large"),
     "a date that is none": ("grid: {ipc: [2020-02-31]}", "a.yaml is not YAML: "),
 }
 

@@ -259,6 +259,14 @@ def test_every_mode_in_the_table_is_in_the_zoo():
     assert modes == set(VERDICTS)
 
 
+def test_a_mode_without_a_verdict_is_refused(tmp_path, monkeypatch):
+    """As one that a later Pillow may have."""
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    monkeypatch.delitem(VERDICTS, "L")
+    with pytest.raises(BadImage, match="its mode is L, allowed are 1, RGB, P, "):
+        decode(tmp_path / "x.png", 3, 8)
+
+
 def test_facts_are_of_what_a_link_leads_to(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"12345")
     (tmp_path / "b.jpg").symlink_to("a.jpg")

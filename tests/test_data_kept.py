@@ -144,6 +144,16 @@ def test_a_disk_that_fills_up_while_writing_costs_nothing_but_time(
     assert torch.equal(images(files, tmp_path / "kept").fetch(torch.arange(N)), pixels)
 
 
+def test_an_image_that_was_written_in_part_is_decoded_again(
+    files: list[str], pixels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "pwrite", lambda handle, data, place: write(handle, data[:-1], place))
+        images(files, tmp_path / "kept").fetch(torch.arange(N))
+    assert torch.equal(images(files, tmp_path / "kept").fetch(torch.arange(N)), pixels)
+
+
 def test_a_folder_that_cannot_be_made_is_done_without(files: list[str], pixels: Tensor, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file")
     assert kept_in(tmp_path / "kept", Path("/"), files, SHAPE) is None

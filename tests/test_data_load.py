@@ -410,12 +410,32 @@ def test_the_shape_of_a_set_is_known_or_looked_for(tmp_path):
 def test_missing_files_are_noticed_without_reading_any(tmp_path, monkeypatch):
     require_files("digits", DataConfig())
     require_files("cifar10", DataConfig(root=str(tmp_path), download=True))
+    require_files(f"folder:{folder(tmp_path / 'own', {'cat': 1, 'dog': 1})}", DataConfig())
     with pytest.raises(DataError, match=r"cifar10 is not in .*: give --data-root FOLDER that holds cifar-10-batches-py/, or allow"):
         require_files("cifar10", DataConfig(root=str(tmp_path), download=False))
     (tmp_path / "cifar-10-batches-py").mkdir()
     require_files("cifar10", DataConfig(root=str(tmp_path), download=False))
     with pytest.raises(DataError, match="tiny-imagenet is not in"):
         require_files("tiny-imagenet", DataConfig(root=str(tmp_path)))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def failing(path, md5):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", failing)
+    with pytest.raises(DataError, match="cannot read .*cifar-10-batches-py: permission denied"):
+        open_set("cifar10", DataConfig(root=str(tmp_path), download=False), CPU)
+
+
+def test_where_decoded_images_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path / "own"))
+    assert load.decoded_folder() == tmp_path / "own" / "decoded"
+    monkeypatch.delenv("DELT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load.decoded_folder() == tmp_path / "delt" / "decoded"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert load.decoded_folder() == Path.home() / ".cache" / "delt" / "decoded"
 
 
 # ---------------------------------------------------------------- some of the classes

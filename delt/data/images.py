@@ -16,15 +16,14 @@ class Images(Protocol):
 
     labels: Tensor  # int64 [N], on the CPU
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many there are."""
 
     def fetch(self, index: Tensor) -> Tensor:
         """uint8 [n,C,H,W] of the images at `index` (int64 [n], CPU)."""
-        ...
 
     def batches(self, index: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (uint8 images, labels) over `index` in its order, on the device of the set."""
-        ...
 
 
 @dataclass
