@@ -22,6 +22,7 @@ from typing import Any
 
 from delt import storage
 from delt.analysis.diversity import diversity, extractor_of, same_number
+from delt.analysis.space import Shape, needed, rooms
 from delt.analysis.speed import groups_of, stand_ins
 from delt.artifacts import cache
 from delt.artifacts.folder import RunFolder
@@ -52,6 +53,7 @@ from delt.stages.recover import recover
 from delt.stages.relabel import relabel
 from delt.stages.squeeze import backbones, check_strength, make_teacher, remember
 
+MARGIN = 2**20  # bytes of the disk that a run leaves free
 STAGES = ("squeeze", "rank", "recover", "relabel", "evaluate")
 Keys = dict[str, Any]  # what a stage's result depends on
 Teachers = tuple[Teacher, ...]  # the first ranks and names the classes; recover asks all of them in turn
@@ -150,6 +152,7 @@ class Pipeline:
             list_given(self.config.rank.folder, self.real.info, self.config.ipc).images()  # a bad file is met before the teacher is trained
         check_stages(self.config, self.real.info)
         self.fit_engine()
+        self.require_room(stages)
         self.write_config()
         teachers = self.squeeze()
         parts = [self, *(self.controls(teachers) if "evaluate" in stages else [])]
@@ -211,6 +214,25 @@ class Pipeline:
             least = min(found.packing or 1, runtime.packing or found.packing or 1)
             runtime = replace(found, packing=least)
         self.config = replace(self.config, runtime=runtime)
+
+    def require_room(self, stages: tuple[str, ...]) -> None:
+        """Compare what is still to be written with what is free.
+
+        Raises:
+            StorageError: with the folder, needed and free bytes.
+        """
+        info = self.real.info
+        shape = Shape(len(info.classes), info.channels, info.size, len(self.real.train))
+        controls = [(control_of(self.config, name), self.folder.control(name)) for name in self.config.evaluate.controls]
+        parts = [(self.config, self.folder), *(controls if "evaluate" in stages else [])]
+        wanted = [
+            ({name: room for name, room in rooms(config, shape).items() if name in stages}, folder.records())
+            for config, folder in parts
+            if config
+        ]
+        if bytes_needed := needed(wanted):
+            begun = sum(storage.size_of(folder.path / ".work") for _, folder in parts)
+            storage.require_room(self.folder.path, max(0, bytes_needed - begun) + MARGIN)
 
     def write_config(self) -> None:
         """Keep the configuration for `--out` alone to go on; a finished run's is replaced when it is finished again."""
@@ -508,6 +530,7 @@ class Pipeline:
             watch.note()
         seconds = watch.seconds - (self.pool.startup - started)
         self.folder.commit(name, keys, files, seconds, peak_memory(self.config.runtime, self.pool))
+        self.folder.clear_work(name)
 
 
 def _digests(others: Teachers) -> Keys:

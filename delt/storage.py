@@ -130,6 +130,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder in one go: whenever the process or the machine stops, it is there whole or not at all. A missing one is fine.
+
+    Raises:
+        StorageError: it cannot be moved out of the way; what cannot be removed then is left for `sweep`.
+    """
+    with _explained(path, FOLDER_BYTES, "remove"):
+        if path.exists():
+            away = temporary_of(path)
+            os.replace(path, away)
+            sync_folder(path.parent)
+            shutil.rmtree(away, ignore_errors=True)
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file.
 
@@ -217,18 +231,39 @@ def _explained(path: Path, needed: int, verb: str = "write") -> Iterator[None]:
 
 def disk_full(path: Path, needed: int) -> StorageError:
     """The error of a disk without room for `needed` bytes at a path."""
+    free = free_bytes(path.parent)
     return StorageError(
-        f"disk full: {path} needs {needed} bytes and {_free(path.parent)} bytes are free; "
+        f"disk full: {path} needs {needed} bytes and {'an unknown number of' if free is None else free} bytes are free; "
         "free some space, then give the same command again: it goes on where it was"
     )
 
 
-def _free(folder: Path) -> str:
-    """Free bytes of the file system that a folder is, or would be, on."""
+def require_room(folder: Path, needed: int) -> None:
+    """Refuse work that would fill the disk, before it is begun.
+
+    Raises:
+        StorageError: fewer than `needed` bytes are free for the folder.
+    """
+    free = free_bytes(folder)
+    if free is not None and free < needed:
+        raise disk_full(folder, needed)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free bytes of the file system that a folder is, or would be, on; None where nobody knows."""
     for place in (folder, *folder.parents):
         with contextlib.suppress(OSError):
-            return str(shutil.disk_usage(place).free)
-    return "an unknown number of"
+            return shutil.disk_usage(place).free
+    return None
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; 0 where there is none."""
+    found = 0
+    for item in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it went away meanwhile
+            found += item.stat().st_size if item.is_file() else 0
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- checksums
@@ -425,8 +460,8 @@ class Slots:
         self.paths = tuple(base.parent / f"{base.name}.{letter}.ckpt" for letter in "ab")
         self._newest: tuple[int, int] | None = None  # (counter, index of the slot), once known
 
-    def save(self, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
-        """Write a checkpoint over the older slot (or the damaged one).
+    def save(self, tensors: Mapping[str, Tensor], meta: dict[str, Any], last: bool = False) -> None:
+        """Write a checkpoint over the older slot (or the damaged one); after the `last` one the other is removed.
 
         Raises:
             StorageError: it cannot be written; the newest checkpoint still stands.
@@ -438,6 +473,8 @@ class Slots:
         body = tensors_to_bytes(tensors, {"slot": json_bytes({"counter": counter, "meta": meta}).decode()})
         write_bytes(self.paths[index], hashlib.sha256(body).digest() + body)
         self._newest = counter, index
+        if last:
+            remove(self.paths[1 - index])
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole, or None; a damaged one is named in a warning and passed over."""

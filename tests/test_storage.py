@@ -129,6 +129,31 @@ def test_write_folder_never_mixes(tmp_path: Path, error: int | None) -> None:
     assert content() == old
 
 
+@pytest.mark.parametrize("error", [errno.EACCES, None])
+def test_a_folder_is_removed_whole_or_not_at_all(tmp_path: Path, error: int | None) -> None:
+    """Half of one would be checkpoints without the settings that they belong to."""
+    path, content = tmp_path / "work", {"keys.json": b"1", "a.ckpt": b"2"}
+
+    def check(failed: bool) -> None:
+        assert failed or not path.exists()
+        assert not path.exists() or {item.name: item.read_bytes() for item in path.iterdir()} == content
+        storage.sweep(tmp_path)
+        assert not litter(tmp_path)
+        storage.write_folder(path, content.items())
+
+    storage.write_folder(path, content.items())
+    assert faults(lambda: storage.remove_folder(path), check, error) > 4
+    storage.remove_folder(tmp_path / "none")
+
+
+def test_the_last_checkpoint_stands_alone(tmp_path: Path) -> None:
+    slots = storage.Slots(tmp_path / "unit")
+    for number in range(3):
+        slots.save({"x": torch.tensor(number)}, {}, last=number == 2)
+    found = storage.Slots(tmp_path / "unit").load()
+    assert found and found[0]["x"] == 2 and len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_old_folder_that_cannot_come_back_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_folder(tmp_path / "set", [("a", b"old")])
     replace, moves = os.replace, []

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import time
 import warnings
@@ -245,6 +244,10 @@ class RunFolder:
             storage.write_sealed(pinned, dict(keys))
         return folder
 
+    def clear_work(self, stage: str) -> None:
+        """Remove the checkpoints and units of a stage, whose files stand."""
+        storage.remove_folder(self.path / ".work" / _stage_name(stage))
+
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest, which completes the run, and remove the working state (all but the lock).
 
@@ -268,7 +271,7 @@ class RunFolder:
         storage.write_sealed(self.path / "manifest.json", manifest)
         for item in (self.path / ".work").glob("*"):
             if item.is_dir() and not item.is_symlink():
-                shutil.rmtree(item, ignore_errors=True)
+                storage.remove_folder(item)
             elif item.name != "lock":
                 storage.remove(item)
 

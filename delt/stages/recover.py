@@ -142,7 +142,7 @@ def recover_pack(task: PackTask, emit: Emit) -> Unit:
         return Unit(saved[0]["images"], saved[0]["recorded"], task.schedule.iterations, saved[1]["readings"])
     unit = _optimise(task, emit, slots, saved)
     if slots and unit.iterations == task.schedule.iterations:
-        slots.save({"images": unit.images, "recorded": unit.recorded}, {"readings": unit.readings, "finished": True})
+        slots.save({"images": unit.images, "recorded": unit.recorded}, {"readings": unit.readings, "finished": True}, last=True)
     return unit
 
 
