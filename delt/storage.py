@@ -140,8 +140,11 @@ def remove_folder(path: Path) -> None:
         if path.exists():
             away = temporary_of(path)
             os.replace(path, away)
-            sync_folder(path.parent)
-            shutil.rmtree(away, ignore_errors=True)
+            try:
+                sync_folder(path.parent)
+            finally:
+                with contextlib.suppress(OSError):  # as above
+                    shutil.rmtree(away, ignore_errors=True)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -137,6 +137,7 @@ def test_a_folder_is_removed_whole_or_not_at_all(tmp_path: Path, error: int | No
     def check(failed: bool) -> None:
         assert failed or not path.exists()
         assert not path.exists() or {item.name: item.read_bytes() for item in path.iterdir()} == content
+        assert error is None or not failed or not litter(tmp_path)
         storage.sweep(tmp_path)
         assert not litter(tmp_path)
         storage.write_folder(path, content.items())
@@ -203,6 +204,19 @@ def test_a_whole_folder_is_synced_before_the_rename(tmp_path: Path, monkeypatch:
     before = events[: events.index("rename")]
     assert before.count("file") == 2 and events[len(before) :] == ["rename", tmp_path.stat().st_ino]
     assert {path.stat().st_ino for path in (tmp_path / "set", tmp_path / "set" / "a", tmp_path / "set" / "b")} <= set(before)
+
+
+def test_a_removal_is_synced_before_anything_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_folder(tmp_path / "set", [("a", b"1")])
+    events, remove = log_syncs(monkeypatch), shutil.rmtree
+
+    def removed(*given: Any, **more: Any) -> None:
+        events.append("gone")
+        remove(*given, **more)
+
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    storage.remove_folder(tmp_path / "set")
+    assert events == ["rename", tmp_path.stat().st_ino, "gone"]
 
 
 def test_interrupt_leaves_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

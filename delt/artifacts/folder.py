@@ -75,15 +75,20 @@ class RunFolder:
         handle = self.lock = self._lock()
         self._seen = {}
         try:
-            for folder in (self, *self._own_controls()):
-                storage.sweep(folder.path, deep=False)
-                for inner in (folder.path / ".work", folder.path / "teachers"):
-                    if not inner.is_symlink():
-                        storage.sweep(inner)
+            self._sweep()
             yield self
         finally:
             self._seen = self.lock = None
+            with contextlib.suppress(OSError):
+                self._sweep()  # what an error kept from being removed
             self._unlock(handle)
+
+    def _sweep(self) -> None:
+        for folder in (self, *self._own_controls()):
+            storage.sweep(folder.path, deep=False)
+            for inner in (folder.path / ".work", folder.path / "teachers"):
+                if not inner.is_symlink():
+                    storage.sweep(inner)
 
     def _own_controls(self) -> list[RunFolder]:
         """Folders of the controls, without those that a link leads to."""
