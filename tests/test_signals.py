@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from jupyter_client.manager import KernelManager
 
+import delt
+from delt.batch.engine import QUIET
 from delt.errors import Stopped
 from delt.signals import Reins, deafen, heeded
 
@@ -85,3 +89,38 @@ def test_stopped_crosses_processes_and_shows_no_traceback():
     stop = pickle.loads(pickle.dumps(Stopped("enough", exit_code=143)))
     assert (str(stop), stop.exit_code, stop.partial) == ("enough", 143, None)
     assert stop._render_traceback_() == ["enough"]
+
+
+def test_a_kernels_stop_button_leaves_a_part_to_be_shown_and_the_same_cell_goes_on(tmp_path):
+    """A real kernel, interrupted as JupyterLab does it."""
+    given = {"preset": "smoke", "workers": 1, "ipc": 2, "iterations": 400, "evaluate_seeds": 1, "evaluate_controls": []}
+    cell = f"run = delt.run(delt.configure('digits', **{given!r}), {str(tmp_path / 'run')!r}, listener=lambda event: None)"
+    look = f"part = delt.load({str(tmp_path / 'run')!r}).synthetic\nprint(part.complete, 0 < int(part.iterations.max()) < 400)\npart"
+    kernel = KernelManager(config=QUIET)
+    kernel.start_kernel()
+    client = kernel.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        assert client.execute_interactive("import delt", timeout=60)["content"]["status"] == "ok"
+        asked = client.execute(cell)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "run").glob(".work/recover/*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        kernel.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=60)
+        assert reply["parent_header"]["msg_id"] == asked and reply["content"]["ename"] == "Stopped"
+        assert reply["content"]["traceback"] == ["stopped; the same command goes on where it was"]
+        heard = []
+        assert client.execute_interactive(look, timeout=60, output_hook=heard.append)["content"]["status"] == "ok"
+        assert [message["content"]["text"] for message in heard if message["msg_type"] == "stream"] == ["False True\n"]
+        assert [message for message in heard if message["msg_type"] == "execute_result"]
+        assert client.execute_interactive(cell, timeout=60, output_hook=heard.append)["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    whole = delt.run(delt.configure("digits", **given), tmp_path / "whole", listener=lambda event: None)
+    assert delt.load(tmp_path / "run").synthetic.complete and delt.verify(tmp_path / "run") == []
+    for name in ("scores.json", "synthetic.parquet", "snapshots.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole.path / name).read_bytes(), name
