@@ -43,8 +43,6 @@ notebook: install  # rewrite the parameters cell from the configuration's fields
 	$(BIN)/python -m delt.batch
 
 soak: install  # the long proofs of durability: every I/O call, random files and kills, missing syncs and checks (about an hour)
-	DELT_FAULTS=1 $(BIN)/pytest -n 2 tests/test_faults.py
-	DELT_FUZZ_CASES=1000 $(BIN)/pytest -n 2 tests/test_fuzz.py
 	$(BIN)/python -m benchmarks.soak
 
 coverage: install  # every branch of what reads and writes files (two minutes)

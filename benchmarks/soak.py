@@ -1,11 +1,11 @@
-"""The long proofs of durability, with their figures in benchmarks/results/soak.json (`make soak`, about half an hour).
+"""The long proofs of durability, with their figures in benchmarks/results/soak.json (`make soak`, about an hour).
 
+faults     tests/test_faults.py at every I/O call of a run: kill, loss of power, full disk, failing disk, no permission
+fuzz       tests/test_fuzz.py with a thousand damaged files for each reader
 kills      a run on digits in a process of its own is killed (SIGKILL) at random moments and started again until it is done,
            again and again; each time it has to end with the bytes of a run that nothing disturbed
 mutants    one fsync, rename or hash check is taken out of the code: tests/test_faults.py or test_storage.py has to fail
 cost       seconds of a checkpoint of 60 MB, and the share of a run's time that goes into writing
-
-tests/test_faults.py with DELT_FAULTS=1 is the enumeration of every I/O call, which `make soak` runs before this.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ["run", "digits", "--preset", "smoke", "--ipc", "10", "--iterations", "60", "--checkpoint-seconds", "0"]
@@ -75,14 +77,56 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")
-    parser.add_argument("--only", choices=("kills", "mutants", "cost"))
+    parts = {"cost": cost, "faults": faults, "fuzz": fuzz, "kills": lambda: kills(given.kills), "mutants": mutants}
+    parser.add_argument("--only", choices=tuple(parts), help="measure this part again, and keep the figures of the others")
     given = parser.parse_args()
-    found: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(RuntimeConfig(device="cpu"))}
-    for name, measure in (("cost", cost), ("kills", lambda: kills(given.kills)), ("mutants", mutants)):
+    found: dict[str, Any] = json.loads(given.out.read_text()) if given.only and given.out.exists() else {}
+    for name, measure in parts.items():
         if given.only in (None, name):
-            found[name] = measure()
+            begun = time.monotonic()
+            found[name] = {
+                **measure(),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "minutes": round((time.monotonic() - begun) / 60, 1),
+                "machine": machine(RuntimeConfig(device="cpu")),
+            }
             print(name, found[name], flush=True)
-    write_json(given.out, found)
+            write_json(given.out, found)
+
+
+def faults() -> dict[str, Any]:
+    """The number of I/O calls of the run that passed in the end, by what happened to each before; "failed" where it did not."""
+    return tests("test_faults.py", DELT_FAULTS="1")
+
+
+def fuzz() -> dict[str, Any]:
+    """Cases that each reader held against."""
+    return tests("test_fuzz.py", DELT_FUZZ_CASES="1000")
+
+
+def tests(file: str, **environment: str) -> dict[str, Any]:
+    """What the tests of a file recorded about themselves, by their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:xdist",
+            "-o",
+            "junit_family=xunit1",
+            f"--junitxml={report}",
+            f"tests/{file}",
+        ]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=subprocess.DEVNULL)
+        found = {}
+        for case in ElementTree.parse(report).iter("testcase"):
+            recorded = [int(item.attrib["value"]) for item in case.iter("property")]
+            failed = case.find("failure") is not None or case.find("error") is not None
+            found[case.attrib["name"]] = "failed" if failed else recorded[0]
+        return found
 
 
 def kills(least: int) -> dict[str, int]:

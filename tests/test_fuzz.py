@@ -52,6 +52,11 @@ fuzz = settings(max_examples=CASES, derandomize=True, deadline=None, database=No
 pytestmark = pytest.mark.timeout(max(240, CASES // 10))
 
 
+@pytest.fixture(autouse=True)
+def counted(record_property: Callable[[str, object], None]) -> None:
+    record_property("cases", CASES)
+
+
 def holds(read: Callable[[], Any]) -> None:
     """A reader succeeds or raises an error of ours, in time."""
     begun = time.process_time()
