@@ -157,6 +157,8 @@ ACCEPTED = {
     "turned 9.png": (turned(9), RAMP),
     "turned 16 bit grey.png": (turned(8, pixels=DEEP), np.rot90(DEEP8)),
 }
+FEW = {bits: (np.arange(64) % 2**bits).reshape(8, 8).astype(np.uint8) for bits in (2, 4)}  # values of few bits
+
 faint = filled("PA", 0, 51)
 faint.putpalette([77, 77, 77])
 TRANSPARENT = {
@@ -170,6 +172,13 @@ TRANSPARENT = {
     "palette, entry 0 clear.gif": (palette(0, "GIF"), looked_up((255, 255, 255), (70, 80, 90))),
     "palette, alpha of each entry.png": (palette(bytes([0, 255, 51])), looked_up((255, 255, 255), (218, 220, 222))),
     "grey, one value clear.png": (file(RAMP, "PNG", transparency=40), np.where(RAMP == 40, 255, RAMP).astype(np.uint8)),
+    **{
+        f"{bits} bit grey, one value clear.png": (
+            png(bits, 0, np.packbits(np.unpackbits(FEW[bits][..., None], 2)[..., -bits:].reshape(8, -1), 1), chunk(b"tRNS", b"\0\2")),
+            np.where(FEW[bits] == 2, 255, FEW[bits] * (255 // (2**bits - 1))).astype(np.uint8),
+        )
+        for bits in (2, 4)
+    },
     "16 bit grey, one value clear.png": (png(16, 0, DEEP.astype(">u2"), CLEAR), HOLE.astype(np.uint8)),
     "16 bit grey and alpha.png": (png(16, 4, np.dstack([DEEP, np.full_like(DEEP, 65535)]).astype(">u2")), (DEEP >> 8).astype(np.uint8)),
 }

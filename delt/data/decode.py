@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from delt.errors import DataError
@@ -41,6 +41,7 @@ VERDICTS = {
     "I": "of a PGM 16 bits, divided by 257 and rounded; of a TIFF refused, since 32 bits have no known range",
     "F": "refused, since its numbers have no known range",
 }
+SCALED = {"L;2": 85, "L;4": 17}  # how Pillow calls them, and by what it multiplies them
 TURNS = {  # EXIF orientation -> what sets the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -113,6 +114,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of sizes that are checked here
             with Image.open(path, formats=FORMATS) as image:
                 _check(image)
+                _scale_clear(image)
                 yield image
     except Exception as error:  # a damaged file makes decoders raise nearly anything
         raise BadImage(path, _cause(path, error)) from error
@@ -126,6 +128,12 @@ def plain(image: Image.Image, mode: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)
+
+
+def _scale_clear(image: ImageFile.ImageFile) -> None:
+    """Pillow scales the pixels of a PNG with 2 or 4 bits of grey to 8, but not the value that it calls transparent."""
+    if image.mode == "L" and isinstance(clear := image.info.get("transparency"), int) and image.tile:
+        image.info["transparency"] = clear * SCALED.get(str(image.tile[0].args), 1)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
