@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import delt
+from delt import storage
 from delt.analysis.compare import table
+from delt.artifacts.folder import RunFolder
+from delt.artifacts.ranking import Ranking
+from delt.artifacts.scores import Scores
+from delt.artifacts.snapshots import Snapshots
+from delt.artifacts.soft_labels import SoftLabels
+from delt.artifacts.synthetic import SyntheticSet
+from delt.artifacts.teacher import Teacher
 from delt.batch import execute
 from delt.errors import ConfigError, DataError, IntegrityError, RunError
 from delt.results import compare, load_all, read_config, synthetic_sets
@@ -133,3 +144,36 @@ def test_a_damaged_configuration_is_noticed_and_an_edited_copy_may_be_replayed(s
     path.write_text("[]\n")
     with pytest.raises(IntegrityError, match="holds no configuration but list"):
         read_config(path)
+
+
+LOADERS = {
+    "config.json": lambda folder, _: read_config(folder / "config.json"),
+    "manifest.json": lambda folder, _: RunFolder(folder).manifest(),
+    "teachers/teacher.json": lambda folder, _: Teacher.load(folder / "teachers"),
+    "teachers/teacher.safetensors": lambda folder, _: Teacher.load(folder / "teachers"),
+    "ranking.parquet": lambda folder, _: Ranking.load(folder),
+    "synthetic.parquet": lambda folder, _: SyntheticSet.load(folder),
+    "synthetic/0003_3/00001.png": lambda folder, _: SyntheticSet.load(folder),
+    "snapshots.safetensors": lambda folder, _: Snapshots.load(folder),
+    "soft_labels.safetensors": lambda folder, teacher: SoftLabels.load(folder, teacher),
+    "scores.json": lambda folder, _: Scores.load(folder),
+    "diversity.json": lambda folder, _: storage.read_sealed(folder / "diversity.json"),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_flip_or_cut_in_any_kibibyte_of_any_artefact_is_noticed_by_its_own_loader(name, smoke_run, tmp_path):
+    """With no manifest to compare with; each message names the file."""
+    folder = tmp_path / "run"
+    shutil.copytree(smoke_run.path, folder, ignore=shutil.ignore_patterns("controls"))
+    SoftLabels(smoke_run.teacher, "common", torch.randn(9, 30, 10).half(), 0, 10, "0" * 64).save(folder)
+    path, draws = folder / name, random.Random(0)
+    whole = path.read_bytes()
+    for start in range(0, len(whole), 1024):
+        at = draws.randrange(start, min(start + 1024, len(whole)))
+        for data in (whole[:at] + bytes([whole[at] ^ 1 << draws.randrange(8)]) + whole[at + 1 :], whole[:at]):
+            path.write_bytes(data)
+            with pytest.raises(IntegrityError, match=re.escape(path.name)):
+                LOADERS[name](folder, smoke_run.teacher)
+    path.write_bytes(whole)
+    LOADERS[name](folder, smoke_run.teacher)
