@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
+    signal.signal(number, handler)  # nohup and a shell's & have them ignored, here and in the processes that tests start
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -305,13 +305,13 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_part_that_can_be_shown(name
     """To a real process; the same command then ends with the bytes of a run that nothing disturbed."""
     out, whole = tmp_path / "run", tmp_path / "whole"
     flags = ["run", "digits", "--preset", "smoke", "--ipc", "20", "--iterations", "600", "--workers", str(workers)]
+    flags += ["--checkpoint-seconds", "0.2"]  # the first one tells that there were steps
     flags += ["--evaluate-controls", "random", "--evaluate-seeds", "1", "--evaluate-labels", "soft"]
     command = [sys.executable, "-m", "delt", *flags, "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list((out / ".work" / "recover").glob("keys.json")):
+    while not list((out / ".work" / "recover").glob("*.ckpt")):
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(4.0 if workers > 1 else 1.0)  # two processes take a while to come up
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
