@@ -5,6 +5,7 @@ fuzz       tests/test_fuzz.py with a thousand damaged files for each reader
 kills      a run on digits in a process of its own is killed (SIGKILL) at random moments and started again until it is done,
            again and again; each time it has to end with the bytes of a run that nothing disturbed
 mutants    one fsync, rename or hash check is taken out of the code: tests/test_faults.py or test_storage.py has to fail
+units      a synthesis of a thousand groups: memory and open files may not grow with them
 cost       seconds of a checkpoint of 60 MB, and the share of a run's time that goes into writing
 """
 
@@ -77,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")
-    parts = {"cost": cost, "faults": faults, "fuzz": fuzz, "kills": lambda: kills(given.kills), "mutants": mutants}
+    parts = {"cost": cost, "units": units, "faults": faults, "fuzz": fuzz, "kills": lambda: kills(given.kills), "mutants": mutants}
     parser.add_argument("--only", choices=tuple(parts), help="measure this part again, and keep the figures of the others")
     given = parser.parse_args()
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.only and given.out.exists() else {}
@@ -218,6 +219,38 @@ def mutants() -> dict[str, str]:
             found[name] = failed[0] if failed else "nobody"
             print(f"without the {name}: {found[name]}", flush=True)
     return found
+
+
+def units() -> dict[str, Any]:
+    """Memory and open files after a tenth of a thousand groups, and at their end."""
+    import delt
+    from delt.analysis.speed import groups_of
+
+    seen: list[tuple[float, int]] = []
+
+    def listener(event: dict[str, Any]) -> None:
+        if event.get("stage") == "recover" and event.get("done"):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            seen.append((pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))))
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DELT_CACHE"] = str(Path(folder) / "cache")
+        given = {
+            "ipc": 100,
+            "sub_batches": 1,
+            "iterations": 5,
+            "recover_group_size": 1,
+            "packing": 1,
+            "workers": 1,
+            "checkpoint_seconds": 0,
+        }
+        config = delt.configure("digits", preset="smoke", **given)
+        groups = len(groups_of(config, 10))
+        delt.run(config, Path(folder) / "run", until="recover", listener=listener)
+        left = len(list(Path(folder).rglob("*.tmp")))
+    (early, files), (late, more) = seen[len(seen) // 10], seen[-1]
+    growth = round(100 * (late / early - 1), 2)
+    return {"groups": groups, "memory_growth_percent": growth, "open_files_before": files, "open_files_after": more, "litter": left}
 
 
 def cost() -> dict[str, float]:
