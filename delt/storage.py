@@ -234,7 +234,7 @@ def _explained(path: Path, needed: int, verb: str = "write") -> Iterator[None]:
 
 def disk_full(path: Path, needed: int) -> StorageError:
     """The error of a disk without room for `needed` bytes at a path."""
-    free = free_bytes(path.parent)
+    free = free_bytes(path)
     return StorageError(
         f"disk full: {path} needs {needed} bytes and {'an unknown number of' if free is None else free} bytes are free; "
         "free some space, then give the same command again: it goes on where it was"

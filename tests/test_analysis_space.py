@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import delt
-from delt import storage
 from delt.analysis.space import Room, Shape, needed, rooms, weight_bytes
 from delt.storage import StorageError
 
@@ -89,20 +88,3 @@ def test_a_finished_run_needs_no_room(smoke_run: Any, tmp_path: Path, monkeypatc
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=0))
     delt.run(smoke_run.config, tmp_path / "run", listener=lambda event: None)
-
-
-def test_where_free_space_cannot_be_told_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(folder: Path) -> None:
-        raise OSError
-
-    monkeypatch.setattr(shutil, "disk_usage", unknown)
-    storage.require_room(tmp_path, 10**18)
-
-
-def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
-    assert storage.size_of(tmp_path / "none") == 0
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "x").write_bytes(b"12345")
-    (tmp_path / "y").write_bytes(b"12")
-    (tmp_path / "z").symlink_to(tmp_path / "gone")
-    assert storage.size_of(tmp_path) == 7

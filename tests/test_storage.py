@@ -505,3 +505,32 @@ def test_slots_refuse_what_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(storage.StorageError, match="JSON"):
         storage.Slots(tmp_path / "s").save({}, {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------- room
+
+
+def test_work_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: asked.append(place) or shutil._ntuple_diskusage(10, 3, 7))
+    storage.require_room(tmp_path / "run", 7)
+    with pytest.raises(storage.StorageError, match=r"disk full: .*/run needs 8 bytes and 7 bytes are free"):
+        storage.require_room(tmp_path / "run", 8)
+    assert set(asked) == {tmp_path / "run"}  # which may be a disk of its own
+
+
+def test_where_free_space_cannot_be_told_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(folder: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(shutil, "disk_usage", unknown)
+    storage.require_room(tmp_path, 10**18)
+
+
+def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    assert storage.size_of(tmp_path / "none") == 0
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x").write_bytes(b"12345")
+    (tmp_path / "y").write_bytes(b"12")
+    (tmp_path / "z").symlink_to(tmp_path / "gone")
+    assert storage.size_of(tmp_path) == 7
