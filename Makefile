@@ -45,7 +45,7 @@ notebook: install  # rewrite the parameters cell from the configuration's fields
 soak: install  # the long proofs of durability: every I/O call, random files and kills, missing syncs and checks (about 20 minutes)
 	$(BIN)/python -m benchmarks.soak
 
-coverage: install  # every branch of what reads and writes files (two minutes)
+coverage: install  # every branch of what reads and writes files (a minute)
 	$(BIN)/coverage run -m pytest -p no:xdist tests/test_storage.py tests/test_drift.py tests/test_artifacts_*.py tests/test_data_*.py tests/test_batch_points.py
 	$(BIN)/coverage report
 

@@ -50,7 +50,7 @@ MUTANTS = {  # what is taken out of which file: the text as it is, and as it bec
     "seal of JSON": ("delt/storage.py", "    if sealed[\"seal\"] != found:\n", "    if False:\n"),
     "text of JSON": ("delt/storage.py", "    if json_bytes(sealed) != data:\n", "    if False:\n"),
     "seal of tensors": ("delt/storage.py", "    check_seal(data, path)\n    tensors, meta = bytes", "    tensors, meta = bytes"),
-    "seal of a table": ("delt/artifacts/foreign.py", "    storage.check_seal(data, path)\n", ""),
+    "seal of a table": ("delt/artifacts/tables.py", "    storage.check_seal(data, path)\n", ""),
     "hash of published weights": ("delt/artifacts/teacher.py", "    if expected and place.is_file() and not", "    if False and not"),
     "hash of labelled images": ("delt/artifacts/soft_labels.py", "(self.images_sha256 or \"not recorded\", set_digest(images, labels))", "(\"\", \"\")"),
     "sum of a decoded image": ("delt/data/kept.py", "if len(data) < self.bytes or _sum(data) != expected:", "if len(data) < self.bytes:"),
@@ -61,7 +61,7 @@ MUTANTS = {  # what is taken out of which file: the text as it is, and as it bec
 GUARDS = [
     "tests/test_storage.py",
     "tests/test_data_kept.py",
-    "tests/test_artifacts_foreign.py",
+    "tests/test_artifacts_tables.py",
     "tests/test_artifacts_soft_labels.py",
     "tests/test_artifacts_synthetic.py",
     "tests/test_artifacts_teacher.py",
@@ -212,9 +212,9 @@ def mutants() -> dict[str, str]:
             source = (copy / file).read_text()
             assert source.count(text) == 1, f"{name}: its text stands {source.count(text)} times in {file}"
             (copy / file).write_text(source.replace(text, other))
-            tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *GUARDS]
+            guards = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *GUARDS]
             env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "DELT_FAULTS": "3"}
-            done = subprocess.run(tests, cwd=copy, env=env, capture_output=True, text=True)
+            done = subprocess.run(guards, cwd=copy, env=env, capture_output=True, text=True)
             failed = [line.split()[1].split("::")[-1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
             found[name] = failed[0] if failed else "nobody"
             print(f"without the {name}: {found[name]}", flush=True)

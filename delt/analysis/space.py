@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from delt.analysis.speed import groups_of
-from delt.config import EvaluateConfig, RunConfig, TeacherConfig
+from delt.config import RunConfig, TeacherConfig
 from delt.grouping import packs
-from delt.models.zoo import build, named
+from delt.models.zoo import build
+from delt.stages.evaluate import students_of
 from delt.stages.recover import RECORD_BYTES
 from delt.stages.squeeze import backbones
 
@@ -99,16 +100,11 @@ def _recorded(config: RunConfig, shape: Shape) -> int:
 
 def evaluate_room(config: RunConfig, shape: Shape) -> int:
     """Two checkpoints of each student in training, with two moments of every weight."""
-    students = [weight_bytes(arch, width, shape) for arch, width in students_of(config.evaluate, config.teacher)]
+    students = [weight_bytes(arch, width, shape) for arch, width in students_of(config.evaluate, config.teacher.arch, config.teacher.width)]
     tasks = (
         len(students) * config.evaluate.seeds * (len(config.evaluate.labels) * (1 + len(config.evaluate.controls)) + config.evaluate.full)
     )
     return SLOTS * 3 * max(students) * min(config.runtime.workers or 1, tasks)
-
-
-def students_of(config: EvaluateConfig, teacher: TeacherConfig) -> list[tuple[str, int | None]]:
-    """(architecture, width) of the students; "teacher" is one of the teacher's own."""
-    return [(teacher.arch, teacher.width) if name == "teacher" else named(name) for name in config.students]
 
 
 @functools.lru_cache(64)

@@ -1,8 +1,8 @@
 """Files from elsewhere: none is opened before what it declares is seen to fit, and no code in one is run.
 
 A few bytes can ask for any amount of memory or time: a compressed archive, one that lists the same bytes many times over, a
-pickle that calls `bytearray(10**12)` or names a tuple of tuples of tuples, a header without an end, a table of 10**12 equal
-rows. What `torch.save`, safetensors and this package write does nothing of the kind.
+pickle that calls `bytearray(10**12)` or names a tuple of tuples of tuples, a header without an
+end. What `torch.save`, safetensors and this package write does nothing of the kind.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
@@ -27,7 +25,6 @@ WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the
 ZIP = b"PK\x03\x04"  # how torch tells its archives from the pickles of old
 PICKLES = 5  # of an old file, before its tensors: a magic number, the version, the system, the content, the tensors' names
 STEPS = 1_000_000  # of a pickle, shared parts counted as often as they are used: 1,000 tensors and their optimizer take a tenth
-TABLE = 2**31  # bytes of a table's columns; 14 million images of ImageNet-21K, ranked, take half of that
 HEADER = 16 * 1024**2  # bytes of a safetensors header; one tensor takes about 100
 ALLOCATING = re.compile(r"\S+ (bytearray|\w*Tensor)")  # names that torch lets a pickle call, with any size
 
@@ -130,26 +127,6 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
         if max(number, weight) > STEPS:
             raise _refused(path, f"its pickle has more than {STEPS:,} steps, shared parts counted as often as they are used")
         stack += [None if kind is pickletools.markobject else weight for kind in step.stack_after]
-
-
-def read_table(path: Path) -> pyarrow.Table:
-    """A table that this package wrote, with its metadata.
-
-    Raises:
-        IntegrityError: it is missing, not byte for byte what was written, no table, or one that declares more than any of ours.
-    """
-    data = storage.read_bytes(path)
-    storage.check_seal(data, path)
-    try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-        declared = 8 * file.metadata.num_rows * file.metadata.num_columns  # equal rows take no room in the file
-        if declared > TABLE:
-            raise IntegrityError(f"{path} is damaged: it declares {declared:,} bytes of columns; allowed are {TABLE:,}")
-        return file.read()
-    except IntegrityError:
-        raise
-    except Exception as error:  # pyarrow promises no types, and any of them means the same here
-        raise IntegrityError(f"{path} is not a readable table: {error}") from error
 
 
 def _refused(path: Path, why: str) -> TeacherError:

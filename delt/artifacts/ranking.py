@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from delt import storage
-from delt.artifacts.foreign import read_table
+from delt.artifacts.tables import read_table, table_bytes
 from delt.errors import IntegrityError
 
 FILE = "ranking.parquet"
@@ -52,15 +51,12 @@ class Ranking:
         names = [self.classes[i] for i in self.class_index.tolist()]
         columns = {name: getattr(self, name).numpy() for name in COLUMNS}
         table = pa.table({"class_index": columns.pop("class_index"), "class_name": pa.array(names, pa.string()), **columns})
-        facts = {
+        facts: dict[str, str | bytes] = {
             "classes": storage.json_bytes(list(self.classes)),
             "keep": self.keep,
             "factor": str(self.factor),
-            storage.SEAL: storage.UNSEALED,
         }
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata(facts), sink, compression="zstd")
-        storage.write_bytes(folder / FILE, storage.sealed(sink.getvalue().to_pybytes()))
+        storage.write_bytes(folder / FILE, table_bytes(table, facts, "zstd"))
         return [folder / FILE]
 
     @staticmethod

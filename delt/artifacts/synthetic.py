@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy
 import pyarrow
-import pyarrow.parquet
 import torch
 from PIL import Image
 from torch import Tensor
 
 from delt import storage
-from delt.artifacts.foreign import read_table
 from delt.artifacts.snapshots import Snapshots
+from delt.artifacts.tables import read_table, table_bytes
 from delt.errors import DataError, IntegrityError
 
 PARTIAL = "partial"  # inside a run folder: the set of a synthesis that was stopped
@@ -95,10 +94,7 @@ class SyntheticSet:
         )
         # What the rows cannot say: classes without an image, the shape and seed of an empty set.
         facts = {"classes": list(self.classes), "shape": list(self.images.shape[1:]), "seed": self.seed, "complete": self.complete}
-        sink = io.BytesIO()
-        meta = {"delt": storage.json_bytes(facts), storage.SEAL: storage.UNSEALED}
-        pyarrow.parquet.write_table(table.replace_schema_metadata(meta), sink)
-        return storage.sealed(sink.getvalue())
+        return table_bytes(table, {"delt": storage.json_bytes(facts)})
 
     @classmethod
     def load(cls, folder: Path) -> SyntheticSet:

@@ -78,7 +78,7 @@ def student_tasks(
         soft.check(synthetic.images, synthetic.labels, recipe)
     images = TensorImages(synthetic.images, synthetic.labels)
     tasks = []
-    for arch, width in _students(config, soft):
+    for arch, width in students_of(config, card.arch, card.width):
         batch = recipe.batch(len(synthetic.classes), ipc, arch)
         for labels in config.labels:
             for seed in range(job.seed, job.seed + config.seeds):
@@ -94,7 +94,7 @@ def full_tasks(real: RealSet, soft: SoftLabels, config: EvaluateConfig, job: Job
     card = soft.teacher.card
     recipe = replace(recipe_of(config.recipe, card.dataset, card.size), mix="none", shuffle=1)
     tasks = []
-    for arch, width in _students(config, soft):
+    for arch, width in students_of(config, card.arch, card.width):
         for seed in range(config.seeds):  # the same for every run, so that the cache serves them all
             score = Score("full", recipe.name, "hard", shown(arch, width), seed, recipe.full_epochs, 0.0, 0.0)
             tasks.append(StudentTask(score, recipe, arch, width, recipe.full_batch, real.train, real.test, soft, job))
@@ -258,10 +258,9 @@ def shown(arch: str, width: int | None) -> str:
     return arch if width is None else f"{arch}-w{width}"
 
 
-def _students(config: EvaluateConfig, soft: SoftLabels) -> list[tuple[str, int | None]]:
-    """(architecture, width) of the configured students, each once."""
-    card = soft.teacher.card
-    return list(dict.fromkeys((card.arch, card.width) if given == "teacher" else named(given) for given in config.students))
+def students_of(config: EvaluateConfig, arch: str, width: int | None) -> list[tuple[str, int | None]]:
+    """(architecture, width) of the configured students, each once; `arch` and `width` are the teacher's."""
+    return list(dict.fromkeys((arch, width) if given == "teacher" else named(given) for given in config.students))
 
 
 def _on(images: Images, device: torch.device) -> Images:
