@@ -37,8 +37,10 @@ from delt.data.specs import DATASETS
 from delt.engine.pack import PackTask
 from delt.engine.step import Step
 from delt.grouping import make_groups
+from delt.job import Job
+from delt.pool import Pool
 from delt.recipes import RECIPES, recipe_of
-from delt.runtime import Job, Pool, machine, resolve, settings, synchronise
+from delt.runtime import machine, resolve, settings, synchronise
 from delt.schedule import plan
 from delt.stages.evaluate import run_students, student_tasks
 from delt.stages.rank import rank

@@ -60,7 +60,7 @@ _HOMES = {
     "Snapshots": "delt.artifacts.snapshots",
     "SoftLabels": "delt.artifacts.soft_labels",
     "Scores": "delt.artifacts.scores",
-    "Job": "delt.runtime",
+    "Job": "delt.job",
     "DeltError": "delt.errors",
 }
 
@@ -75,10 +75,10 @@ if TYPE_CHECKING:
     from delt.config import RunConfig
     from delt.data.load import open_set
     from delt.errors import DeltError
+    from delt.job import Job
     from delt.methods import configure
     from delt.pipeline import run
     from delt.results import Run, load
-    from delt.runtime import Job
     from delt.schedule import Schedule, plan
     from delt.stages.evaluate import evaluate
     from delt.stages.rank import rank

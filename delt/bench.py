@@ -33,11 +33,11 @@ from delt.engine.pack import PackTask
 from delt.engine.step import Step
 from delt.errors import ConfigError
 from delt.grouping import make_groups
+from delt.job import Job
 from delt.models import zoo
 from delt.models.statistics import FrozenNorm
 from delt.runtime import (
     HALVES,
-    Job,
     Replay,
     device_of,
     for_training,

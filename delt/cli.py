@@ -22,6 +22,7 @@ import tyro
 from delt.config import FlatField, flat_fields
 from delt.data.specs import short_name
 from delt.errors import ConfigError, DeltError, unknown, visible
+from delt.ranks import prefix, rank, ranks
 
 STAGES = {
     "run": "Do a whole run: teacher, ranking, synthesis, labels, students, and a table.",
@@ -156,6 +157,8 @@ def _stage(name: str) -> Callable[[Any], None]:
 
         config, out = _configured(settings)
         done = run(config, out, until="evaluate" if name == "run" else name)
+        if rank() > 0:
+            return
         if name in ("run", "evaluate"):
             print(f"\n{done.table()}\n")
         print(f"{name}: done, {visible(out)}")
@@ -356,11 +359,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; our own errors become one line and their exit code."""
-    warnings.showwarning = lambda message, *rest, **more: print(f"delt: warning: {visible(message)}", file=sys.stderr)
+    warnings.showwarning = lambda message, *rest, **more: print(f"delt: {prefix()}warning: {visible(message)}", file=sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
+        if ranks() > 1 and arguments and arguments[0] not in STAGES:
+            raise ConfigError(f"torchrun started {ranks()} processes of `delt {arguments[0]}`; it is for {', '.join(STAGES)}")
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="delt",
@@ -369,7 +374,8 @@ def main(arguments: list[str] | None = None) -> None:
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except DeltError as error:
-        print(f"delt: {visible(error)}", file=sys.stderr)
+        if error.exit_code:  # 0: this process only followed another, which has said why
+            print(f"delt: {prefix()}{visible(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,6 @@ from delt.artifacts import cache
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.scores import Score, Scores
-from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, TeacherConfig, flatten
@@ -40,23 +39,27 @@ from delt.drift import Drift, facts_of, remembered, settings_of
 from delt.engine.memory import fitted
 from delt.engine.pixels import small_side
 from delt.errors import ConfigError, IntegrityError, RunError, Stopped, TeacherError, unknown
+from delt.job import Job
 from delt.methods import control_of
 from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
+from delt.pool import Pool
 from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
 from delt.results import Run, load
-from delt.runtime import Emit, Job, Pool, device_of, machine, peak_memory, reset_peak, resolve, settings
+from delt.runtime import Emit, device_of, machine, resolve, settings
+from delt.shares import Teachers, follow, remember_all, students_of, teachers_in
 from delt.signals import Reins, heeded
-from delt.stages.evaluate import StudentTask, full_tasks, run_students, student_tasks
+from delt.stages.evaluate import StudentTask, run_students
 from delt.stages.rank import rank, render
 from delt.stages.recover import recover
 from delt.stages.relabel import relabel
-from delt.stages.squeeze import backbones, check_strength, make_teacher, remember
+from delt.stages.squeeze import backbones, check_strength, make_teacher
+from delt.world import World, joined
 
 MARGIN = 2**20  # bytes of the disk that a run leaves free
 STAGES = ("squeeze", "rank", "recover", "relabel", "evaluate")
+SHARED = ("rank", "recover", "relabel")  # stages whose whole work is done by all ranks
 Keys = dict[str, Any]  # what a stage's result depends on
-Teachers = tuple[Teacher, ...]  # the first ranks and names the classes; recover asks all of them in turn
 
 
 def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener: Emit | None = None, watch: bool = False) -> Run:
@@ -80,18 +83,29 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     """
     if until not in STAGES:
         raise unknown("stage", until, STAGES)
+    with joined(config.runtime) as world:
+        if world is None or world.leads:
+            with world.leading() if world else nullcontext():
+                _lead(config, out, until, listener, watch, world)
+        else:
+            follow(world, config)
+    return load(out)
+
+
+def _lead(config: RunConfig, out: Path | str, until: str, listener: Emit | None, watch: bool, world: World | None) -> None:
+    """What the first rank does, or the only process."""
     bars, meter = Bars(), None
     config = absolute(replace(config, runtime=resolve(remembered(config.runtime, RunFolder(Path(out))))))
     check_names(config)  # before there is a folder
     with (
         heeded() as reins,
         settings(config.runtime),
-        RunFolder(Path(out)).hold() as folder,
+        RunFolder(Path(out)).hold(shared=world is not None) as folder,
         Pool(config.runtime, folder.lock) as pool,
     ):
         try:
             meter = Meter(folder.path / "metrics.jsonl", listener or bars)
-            Pipeline(config, folder, pool, meter, reins, watch=watch).go(until)
+            Pipeline(config, folder, pool, meter, reins, watch=watch, world=world).go(until)
         except Stopped as stop:
             if reins.signal:
                 stop.exit_code = reins.exit_code
@@ -100,7 +114,6 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
             if meter:
                 meter.flush()
             bars.close()
-    return load(out)
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -131,6 +144,7 @@ class Pipeline:
     name: str = ""  # of the control; "" for the run itself
     given: RealSet | None = field(default=None, repr=False)
     watch: bool = False
+    world: World | None = field(default=None, repr=False)
     drift: Drift = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -256,7 +270,7 @@ class Pipeline:
                     teacher, how[name] = self.squeezed(config, places[name], replace(job, work=job.work and job.work / name))
                     path = teacher.save(self.folder.path / "teachers", name)
                     files += [path, path.with_suffix(".json")]
-        teachers = tuple(Teacher.load(self.folder.path / "teachers" / f"{name}.safetensors") for name in wanted)
+        teachers = teachers_in(self.folder.path, self.config)
         for (name, config), teacher in zip(wanted.items(), teachers, strict=True):
             card = teacher.card
             width = f" of width {card.width}" if card.width else ""
@@ -284,6 +298,8 @@ class Pipeline:
         """One teacher, and where it came from."""
         if config.weights == "train" and (cached := cache.load_teacher(key)):
             return cached, "from the cache"
+        if config.weights == "train":
+            self.call("squeeze", job.work, replace(self.config, teacher=config))
         teacher = make_teacher(self.real, config, job)
         if config.weights == "train":
             cache.keep_teacher(key, teacher)
@@ -314,10 +330,7 @@ class Pipeline:
     def recover(self, teachers: Teachers, patches: Patches) -> None:
         """Optimise the images and write them with their history."""
         with self.stage("recover", self.recover_keys(teachers)) as (job, files):
-            if self.config.recover.match == "bn+conv" and self.config.recover.iterations:
-                for teacher in teachers:
-                    if not teacher.convolutions:  # a control finds them remembered
-                        remember(teacher, self.real, job)
+            remember_all(teachers, self.real, self.config, job)
             synthetic = recover(teachers[0], patches, self.config.recover, job, teachers[1:])
             if not synthetic.complete:
                 self.keep_partial(synthetic)
@@ -351,14 +364,16 @@ class Pipeline:
     def evaluate(self, parts: list[Pipeline], teachers: Teachers) -> None:
         """Train the students of all sets together, so that no core waits for another set's turn."""
         work = self.folder.work("evaluate", self.evaluate_keys())
-        job = Job(self.config.seed, self.config.runtime, work, self.emit, self.pool)
-        full = full_tasks(self.real, SoftLabels(teachers[0], ""), self.config.evaluate, job) if self.config.evaluate.full else []
-        tasks = [*(task for part in parts for task in part.students(teachers, job)), *full]
-        reset_peak(self.config.runtime, self.pool)
+        job = Job(self.config.seed, self.config.runtime, work, self.emit, self.pool, world=self.world)
+        sets = [(part.set_name, part.config, part.folder.path) for part in parts]
+        tasks = students_of(sets, teachers, self.real, job)
+        full = [task for task in tasks if task.score.set == "full"]
+        self.pool.reset_peak()
         begun, started, known = time.monotonic(), self.pool.startup, self.known_scores()
         if {task.score.key for task in tasks} - {row.key for row in known}:
             self.drift.settle(self.config.runtime)
         known.add(row for task in full if (row := cache.load_score(self.full_key(task))))
+        self.call("evaluate", work, sets=[[name, flatten(config), str(path)] for name, config, path in sets], known=known.as_dicts())
         rows = run_students(tasks, job, known.rows)
         for task, row in zip(tasks, rows, strict=True):
             if row.set == "full":
@@ -367,12 +382,6 @@ class Pipeline:
         for part in parts:
             own = rows if part is self else [row for row in rows if row.set == part.set_name]
             part.keep_scores(own, seconds)
-
-    def students(self, teachers: Teachers, job: Job) -> list[StudentTask]:
-        """The students of this set, as values."""
-        stored = self.config.relabel.mode == "stored"
-        soft = SoftLabels.load(self.folder.path, teachers[0]) if stored else SoftLabels(teachers[0], "", others=teachers[1:])
-        return student_tasks(SyntheticSet.load(self.folder.path), soft, self.real.test, self.config.evaluate, job, name=self.set_name)
 
     def known_scores(self) -> Scores:
         """The scores that stand in the folder, or that a stopped run was about to write."""
@@ -394,7 +403,7 @@ class Pipeline:
         note = {"keys": keys, "rows": scores.as_dicts()}  # a stop between the next two lines would forget the older rows
         storage.write_sealed(self.folder.work("evaluate") / "scores.json", note)
         scores.save(self.folder.path)
-        self.folder.commit("evaluate", keys, [Path("scores.json")], seconds, peak_memory(self.config.runtime, self.pool))
+        self.folder.commit("evaluate", keys, [Path("scores.json")], seconds, self.pool.peak_memory())
 
     def full_key(self, task: StudentTask) -> str:
         """What a full-data score depends on."""
@@ -417,7 +426,7 @@ class Pipeline:
         if self.stands("diversity", keys):
             return
         device, card, begun = device_of(self.config.runtime), teacher.card, time.monotonic()
-        reset_peak(self.config.runtime, self.pool)
+        self.pool.reset_peak()
         extractor = extractor_of(self.config.evaluate.features, teacher, device)
 
         def measured(images: Any, labels: Any) -> dict[str, float]:
@@ -431,9 +440,7 @@ class Pipeline:
         drawn = same_number(self.real.train.labels, self.config.ipc, self.config.seed)
         values["real"] = measured(self.real.train.fetch(drawn), self.real.train.labels[drawn])
         storage.write_sealed(self.folder.path / "diversity.json", values)
-        self.folder.commit(
-            "diversity", keys, [Path("diversity.json")], time.monotonic() - begun, peak_memory(self.config.runtime, self.pool)
-        )
+        self.folder.commit("diversity", keys, [Path("diversity.json")], time.monotonic() - begun, self.pool.peak_memory())
 
     def finish(self) -> None:
         """Write the configuration that now holds, and the manifest."""
@@ -454,7 +461,7 @@ class Pipeline:
     def control(self, name: str, config: RunConfig, teachers: Teachers) -> Pipeline:
         """The pipeline of one control, its teachers in place."""
         folder = self.folder.control(name)
-        part = Pipeline(config, folder, self.pool, self.listener, self.reins, name, self.real)
+        part = Pipeline(config, folder, self.pool, self.listener, self.reins, name, self.real, world=self.world)
         part.drift = self.drift  # it is the same machine
         part.refuse_changes()
         keys = {"teacher": teachers[0].digest()} | _digests(teachers[1:])
@@ -515,6 +522,11 @@ class Pipeline:
         """Pass an event on under the control's name."""
         self.emit({**event, "set": self.name} if self.name else event)
 
+    def call(self, stage: str, work: Path | None, config: RunConfig | None = None, **more: Any) -> None:
+        """Where there are other ranks, let them share the work of a stage: see `delt.following`."""
+        if self.world:
+            self.world.call(stage=stage, config=flatten(config or self.config), folder=str(self.folder.path), work=str(work), **more)
+
     @contextmanager
     def stage(self, name: str, keys: Keys) -> Iterator[tuple[Job, list[Path]]]:
         """Do a stage: forget an earlier attempt, and record the files that the block collects with its time and memory."""
@@ -522,14 +534,16 @@ class Pipeline:
         self.folder.reset(name)
         files: list[Path] = []
         work = self.folder.work(name, keys)
-        reset_peak(self.config.runtime, self.pool)
+        self.pool.reset_peak()
         watch, started = Stopwatch(work / "seconds.json", self.named), self.pool.startup
         try:
-            yield Job(self.config.seed, self.config.runtime, work, watch, self.pool, self.watch), files
+            if name in SHARED:
+                self.call(name, work)
+            yield Job(self.config.seed, self.config.runtime, work, watch, self.pool, self.watch, self.world), files
         finally:
             watch.note()
         seconds = watch.seconds - (self.pool.startup - started)
-        self.folder.commit(name, keys, files, seconds, peak_memory(self.config.runtime, self.pool))
+        self.folder.commit(name, keys, files, seconds, self.pool.peak_memory())
         self.folder.clear_work(name)
 
 

@@ -1,4 +1,4 @@
-"""The machine: device, precision, random streams, worker processes. The only file that knows about CUDA.
+"""The machine: device, precision, random streams, memory. The only file that knows about CUDA.
 
 Randomness is a function of what it is for, never of order or worker: `stream(seed, "recover", group, iteration)` is
 the same generator in any process, so a run can be stopped, resumed, sharded or reordered without changing a bit.
@@ -10,20 +10,11 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
-import importlib
-import multiprocessing
 import os
-import pickle
-import queue
 import resource
 import sys
 import threading
-import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import reduction
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,43 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from delt.config import RuntimeConfig
-from delt.errors import ConfigError, RunError, Stopped
-from delt.signals import deafen
+from delt.errors import ConfigError
+from delt.ranks import local
 
 T = TypeVar("T")
-PATIENCE = 120.0  # seconds that a worker waits for the others at the start
 Emit = Callable[[dict[str, Any]], None]  # receives progress events; see delt.pipeline
 PROCESS = Path("/proc/self")  # where Linux says what this process takes
 
 
 def silent(event: dict[str, Any]) -> None:
     """Drop a progress event."""
-
-
-@dataclass
-class Job:
-    """What a stage needs besides its inputs: the seed, the machine, a place for checkpoints, an ear for progress.
-
-    The ear holds the reins, too: it is called between two steps, so work in this process waits as long as it does not
-    return; work here and in worker processes ends where it raises `Stopped`.
-    """
-
-    seed: int = 0
-    runtime: RuntimeConfig = RuntimeConfig()
-    work: Path | None = None  # folder for checkpoints and finished units; None keeps all in memory
-    emit: Emit = silent
-    pool: Pool | None = None
-    watch: bool = False  # events of recover carry the images as they are: see delt.artifacts.snapshots.Frame
-
-    @property
-    def device(self) -> torch.device:
-        return device_of(self.runtime)
-
-    def map(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any]) -> list[T]:
-        """Run `fn(task, emit)` for each task, in the pool where there is one, and return the results in order."""
-        if self.pool is None:
-            return [fn(task, self.emit) for task in tasks]
-        return self.pool.map(fn, tasks, self.emit)
 
 
 def seed_of(*key: object) -> int:
@@ -130,8 +94,9 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: its share, where torchrun started several on this machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // local()[1])
 
 
 def gpus() -> list[str]:
@@ -152,7 +117,7 @@ def settings(runtime: RuntimeConfig) -> Iterator[None]:
     with _turn:
         _turn.wait_for(lambda: all(who == me or want == wanted for who, want, _ in _held))
         _held.append((me, wanted, _values()))
-        _apply(runtime)
+        apply(runtime)
     try:
         yield
     finally:
@@ -194,7 +159,8 @@ def for_training(runtime: RuntimeConfig) -> RuntimeConfig:
     return dataclasses.replace(runtime, precision=runtime.train_precision)
 
 
-def _apply(runtime: RuntimeConfig) -> None:
+def apply(runtime: RuntimeConfig) -> None:
+    """Set threads, precision and determinism of this process for good; see `settings`."""
     tf32 = _rounds(runtime)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
@@ -339,7 +305,7 @@ def laid_out(images: Tensor, runtime: RuntimeConfig) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def reset_peak(runtime: RuntimeConfig, pool: Pool | None = None) -> None:
+def reset_peak(runtime: RuntimeConfig) -> None:
     """Let `peak_memory` count from here on, where the system can: on a GPU, and on Linux."""
     device = device_of(runtime)
     if device.type == "cuda":
@@ -348,19 +314,16 @@ def reset_peak(runtime: RuntimeConfig, pool: Pool | None = None) -> None:
     else:
         with contextlib.suppress(OSError):
             (PROCESS / "clear_refs").write_text("5")  # proc(5): the peak becomes what is resident now
-    if pool is not None:
-        pool.peak = 0
 
 
-def peak_memory(runtime: RuntimeConfig, pool: Pool | None = None) -> int:
-    """Largest memory in bytes since `reset_peak`, of this process or of any one worker of the pool.
+def peak_memory(runtime: RuntimeConfig) -> int:
+    """Largest memory of this process in bytes since `reset_peak`.
 
     On a GPU, what the process had allocated there; on a CPU, its resident memory. Where the system cannot reset that
     (macOS, a container that forbids it), the largest of its whole life.
     """
     device = device_of(runtime)
-    own = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident()
-    return max(own, pool.peak if pool is not None else 0)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident()
 
 
 def _peak_resident() -> int:
@@ -402,167 +365,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return " ".join(line.partition(":")[2].split())
     return platform.processor() or platform.machine()
-
-
-@dataclass
-class Pool:
-    """Worker processes that live as long as the `with` block; tasks and results travel as plain pickles.
-
-    Processes are spawned, not forked, so that this also works from a notebook kernel with threads.
-    """
-
-    runtime: RuntimeConfig
-    lock: int | None = None  # an open file that workers hold open, too: what it locks is free when the last of them is gone
-    startup: float = field(default=0.0, repr=False)  # seconds that starting the workers took, which are no stage's own
-    peak: int = 0  # largest memory in bytes that a worker had in a task since `reset_peak`
-    _executor: ProcessPoolExecutor | None = field(default=None, repr=False)
-    _events: Any = field(default=None, repr=False)
-    _stop: Any = field(default=None, repr=False)  # an int that all workers see: 1 where work is to end
-
-    @property
-    def workers(self) -> int:
-        return self.runtime.workers or 1
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
-
-    def map(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any], emit: Emit = silent) -> list[T]:
-        """Results of `fn(task, emit)` in the order of the tasks; `fn` must be a module-level function.
-
-        Where `emit` raises `Stopped`, workers find it raised between their steps, too.
-
-        Raises:
-            RunError: a worker process died.
-        """
-        if self.workers == 1 or len(tasks) < 2:
-            return [fn(task, emit) for task in tasks]
-        executor = self._start(fn.__module__)
-        self._stop.value = 0
-        futures: list[Any] = []
-        with _forward(self._events, emit, self._stop):
-            try:
-                futures += [executor.submit(_call, fn, _Plain(task)) for task in tasks]
-                results: list[Any] = []
-                for future in futures:
-                    result, peak = future.result()
-                    results.append(result)
-                    self.peak = max(self.peak, peak)
-                return results
-            except BrokenProcessPool as error:
-                executor.shutdown(wait=False)
-                self._executor = None  # the next call starts fresh processes
-                raise RunError(
-                    "a worker process died, most often for lack of memory: use fewer --workers; a script that calls delt needs "
-                    "its calls under `if __name__ == '__main__':`"
-                ) from error
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
-
-    def _start(self, module: str) -> ProcessPoolExecutor:
-        """The workers, all of them up, with the module imported that they are wanted for."""
-        if self._executor is None:
-            begun, context = time.monotonic(), multiprocessing.get_context("spawn")
-            self._events, self._stop = context.Queue(), context.Value("b", 0, lock=False)
-            given = (self.runtime, self._events, context.Barrier(self.workers), self._stop, _Open(self.lock))
-            self._executor = ProcessPoolExecutor(self.workers, context, _enter_worker, given)
-            wait([self._executor.submit(_arrive, module) for _ in range(self.workers)])
-            self.startup += time.monotonic() - begun
-        return self._executor
-
-
-_worker_events: Any = None  # set once in a worker process, never in the parent
-_worker_barrier: Any = None
-_worker_stop: Any = None
-_worker_lock: Any = None
-_worker_runtime = RuntimeConfig()
-
-
-def _enter_worker(runtime: RuntimeConfig, events: Any, barrier: Any, stop: Any, lock: Any) -> None:
-    global _worker_events, _worker_barrier, _worker_stop, _worker_lock, _worker_runtime
-    _worker_events, _worker_barrier, _worker_stop, _worker_lock, _worker_runtime = events, barrier, stop, lock, runtime
-    deafen()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _apply(dataclasses.replace(runtime, threads=runtime.threads or 1))
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for tasks for ever, or go on writing."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _tell(event: dict[str, Any]) -> None:
-    """The listener of a worker."""
-    _worker_events.put(event)
-    if _worker_stop.value:
-        raise Stopped
-
-
-@dataclass
-class _Open:
-    """An open file that a new process opens, too, by keeping this one's."""
-
-    number: int | None
-
-    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
-        return _opened, (None if self.number is None else reduction.DupFd(self.number),)
-
-
-def _opened(handle: Any) -> int | None:
-    return None if handle is None else int(handle.detach())
-
-
-def _arrive(module: str) -> None:
-    """Import what the work needs, and wait until every worker has: the first one up would otherwise take all the work."""
-    importlib.import_module(module)
-    _worker_barrier.wait(PATIENCE)
-
-
-@dataclass
-class _Plain:
-    """Travels as plain bytes, made when its turn comes: torch's own way would share memory between processes."""
-
-    content: Any
-
-    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
-        return pickle.loads, (pickle.dumps(self.content),)  # and arrives as the content itself
-
-
-def _call(fn: Callable[[Any, Emit], Any], task: Any) -> Any:
-    """In a worker: the result and the largest memory in bytes that it took, as a pair in plain bytes."""
-    reset_peak(_worker_runtime)
-    result = fn(task, _tell)
-    return _Plain((result, peak_memory(_worker_runtime)))
-
-
-@contextlib.contextmanager
-def _forward(events: Any, emit: Emit, stop: Any) -> Iterator[None]:
-    """Pass events of the workers on to `emit` while the block runs, and drain what is left at its end; it may say `Stopped`."""
-    done = threading.Event()
-
-    def listen() -> None:
-        while True:
-            try:
-                emit(events.get(timeout=0.1))
-            except Stopped:
-                stop.value = 1
-            except queue.Empty:
-                if done.is_set():
-                    return
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -23,10 +23,10 @@ from delt.data.images import Images, normalise
 from delt.errors import DeltError, Stopped
 from delt.runtime import Replay, in_training, seeded
 from delt.storage import Slots
+from delt.team import Given, Team
 
 TEST_BATCH = 500
 GPU_TEST_BATCH = 2000
-Given = tuple[Tensor, ...]
 
 
 def fit(
@@ -43,6 +43,7 @@ def fit(
     slots: Slots | None = None,
     every: float = 60.0,
     graphs: bool = False,
+    team: Team | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and return one record per epoch.
 
@@ -57,16 +58,18 @@ def fit(
         slots: where checkpoints go, at most one in `every` seconds and one where it is stopped; training goes on from the
             newest.
         graphs: record the step as a CUDA graph. The loss must then be the same work on the same tensors each time.
+        team: the ranks that train together; all of them call this. The loss must be a mean over the images of a batch.
 
     Raises:
         Stopped: `batches` raised it; a checkpoint is written.
         DeltError: a loss or gradient is not finite; names epoch, step and the parameter. Nothing is stepped from there on,
             and the checkpoint before stands. A GPU is asked at checkpoints and at the end of an epoch only.
     """
-    keeper = Keeper(model, optimizer, slots, every)
+    team = team or Team()
+    keeper = Keeper(model, optimizer, slots, every, team.leads)
     history, losses = keeper.resume()
     device = next(model.parameters()).device
-    step = Step(model, optimizer, loss, Replay(graphs))
+    step = Step(model, optimizer, loss, Replay(graphs and team.world is None), team)
     for epoch in range(len(history), epochs):
         done = Epoch(epoch, losses, step)
         with seeded(device, seed, "fit", epoch) as again:
@@ -76,6 +79,8 @@ def fit(
                     again(len(done.losses))
                     set_rate(optimizer, rate(epoch + len(done.losses) / steps))
                     done.losses.append(step(given))
+                    if step.stopped:
+                        raise step.stopped
                     due = keeper.due  # asked once: nothing is kept that was not looked at
                     if due or device.type == "cpu":
                         done.check()
@@ -126,11 +131,19 @@ class Step:
     loss that it returns is not either, and no parameter moves.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[..., Tensor], replay: Replay) -> None:
-        self.model, self.optimizer, self.loss, self.replay = model, optimizer, loss, replay
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[..., Tensor],
+        replay: Replay,
+        team: Team | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.loss, self.replay, self.team = model, optimizer, loss, replay, team or Team()
         self.fused = all(group.get("fused") for group in optimizer.param_groups)  # such a one can be told on the device not to step
         self.still: Given = ()
         self.raw: Tensor | None = None  # the newest loss
+        self.stopped: Stopped | None = None  # where a rank was told to stop
 
     def __call__(self, given: Given) -> Tensor:
         """Take the step and return its loss."""
@@ -146,9 +159,13 @@ class Step:
 
     def body(self, given: Given) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(*given)
-        loss.backward()
-        self.raw = loss.detach()
+        own, weight = self.team.share(given)
+        try:
+            loss = self.loss(*own) * weight if self.team.world else self.loss(*own)
+            loss.backward()
+            self.raw, self.stopped = self.team.settle(loss.detach())
+        except RuntimeError as error:
+            raise self.team.explained(error) from error
         norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         seen = self.raw + 0 * norm.to(self.raw.dtype)  # the loss, or NaN
         if self.fused:
@@ -198,15 +215,16 @@ class Keeper:
     optimizer: torch.optim.Optimizer
     slots: Slots | None
     every: float  # seconds
+    leads: bool = True  # whether this rank writes them
     saved: float = field(default_factory=time.monotonic)
 
     @property
     def due(self) -> bool:
-        return self.slots is not None and time.monotonic() - self.saved > self.every
+        return self.slots is not None and self.leads and time.monotonic() - self.saved > self.every
 
     def save(self, history: list[dict[str, Any]], losses: list[Tensor]) -> None:
         """Write a checkpoint, where they are kept."""
-        if self.slots is None:
+        if self.slots is None or not self.leads:
             return
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
@@ -240,13 +258,18 @@ def accuracy(
     std: tuple[float, ...],
     device: torch.device,
     runtime: RuntimeConfig | None = None,
+    team: Team | None = None,
 ) -> float:
-    """Top-1 accuracy in % of a network, in eval mode, on labelled images; in training's arithmetic where a runtime is given."""
+    """Top-1 accuracy in % of a network, in eval mode, on labelled images; in training's arithmetic where a runtime is given.
+
+    Each rank of a team looks at its share of the images, and all have the result.
+    """
     model.eval()
+    team = team or Team()
     right = torch.zeros((), dtype=torch.long, device=device)
     batch = TEST_BATCH if device.type == "cpu" else GPU_TEST_BATCH
     with in_training(runtime) if runtime else nullcontext():
-        for pixels, labels in images.batches(torch.arange(len(images)), batch):
+        for pixels, labels in images.batches(team.own(torch.arange(len(images))), batch):
             logits = model(normalise(pixels.to(device), mean, std))
             right += (logits.argmax(1) == labels.to(device)).sum()
-    return 100 * int(right) / len(images)
+    return 100 * int(team.sum(right)) / len(images)

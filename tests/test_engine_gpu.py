@@ -18,7 +18,8 @@ from delt.engine.memory import Split, fitted
 from delt.engine.pack import PackTask
 from delt.engine.step import State, Step
 from delt.grouping import make_groups
-from delt.runtime import Job, resolve, settings, silent
+from delt.job import Job
+from delt.runtime import resolve, settings, silent
 from delt.schedule import plan
 
 if torch.cuda.is_available():

@@ -22,8 +22,9 @@ from delt.engine.pack import PackTask
 from delt.engine.step import Finite, Inputs, NotFinite, Step
 from delt.errors import DeltError
 from delt.grouping import make_groups
+from delt.job import Job
 from delt.models.statistics import FrozenNorm, freeze_norms, remember_convolutions
-from delt.runtime import Job, Replay, resolve, silent
+from delt.runtime import Replay, resolve, silent
 from delt.schedule import learning_rate, plan
 from delt.stages.recover import recover_pack
 

@@ -22,9 +22,10 @@ from delt.data.images import RealSet, TensorImages
 from delt.data.load import open_set
 from delt.data.views import Batch
 from delt.errors import ConfigError
+from delt.job import Job
 from delt.models.zoo import build
 from delt.recipes import RECIPES, Case, recipe_of
-from delt.runtime import Emit, Job, silent, stream
+from delt.runtime import silent, stream
 from delt.stages import evaluate as stage
 from delt.stages.evaluate import (
     Student,
@@ -372,8 +373,8 @@ def weights(task: StudentTask) -> list[Tensor]:
     models: list[nn.Module] = []
 
     class Watched(Student):
-        def __init__(self, task: StudentTask, model: nn.Module, device: torch.device, emit: Emit) -> None:
-            super().__init__(task, model, device, emit)
+        def __init__(self, task: StudentTask, model: nn.Module, *rest: Any) -> None:
+            super().__init__(task, model, *rest)
             models.append(model)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -21,8 +21,9 @@ from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes
 from delt.data.images import DataInfo, RealSet, TensorImages, normalise
 from delt.errors import DataError, DeltError, Stopped
+from delt.job import Job
 from delt.models.zoo import build
-from delt.runtime import Job, seed_of, stream
+from delt.runtime import seed_of, stream
 from delt.stages import rank as module
 from delt.stages.rank import SMALLEST, _cut, collage, medium_order, order, rank, render
 
@@ -232,9 +233,12 @@ class Counting(TensorImages):
 def test_every_image_is_decoded_once_however_many_crops(batch: int, teacher: Teacher, real: RealSet, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("delt.stages.rank.BATCH", batch)
     images = Counting(real.train.fetch(torch.arange(len(real.train))), real.train.labels)
-    ranking = ranking_of(rank(teacher, replace(real, train=images), RankConfig(crops=5), 1, job()))
-    kept = ranking.image[ranking.place >= 0]
-    images.fetched[kept] -= 1  # to cut the starting images
+    patches = rank(teacher, replace(real, train=images), RankConfig(crops=5), 1, job())
+    ranking = ranking_of(patches)
+    assert images.fetched.tolist() == [1] * len(images) and images.most <= batch
+    assert patches.of([(1, 0)]) is not None
+    kept = ranking.image[ranking.kept(1)[:1]]
+    images.fetched[kept] -= 1  # a starting image is cut when it is wanted, and no other
     assert images.fetched.tolist() == [1] * len(images) and images.most <= batch
 
 
@@ -364,20 +368,21 @@ def test_given_images_are_taken_as_they_are_and_compared_with_the_teacher(tmp_pa
 
 
 @pytest.mark.parametrize("config", [{}, {"crops": 2}, {"keep": "random"}, {"keep": "kmeans"}])
-@pytest.mark.parametrize("seconds", [0.0, 1e6])
+@pytest.mark.parametrize(("block", "left"), [(1, [2]), (1024, [0, 1, 2])])
 def test_stopped_between_classes_it_goes_on_and_ends_the_same(
-    config: dict[str, Any], seconds: float, teacher: Teacher, real: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], block: int, left: list[int], teacher: Teacher, real: RealSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     settings, expected = RankConfig(images=5, **config), rank(teacher, real, RankConfig(images=5, **config), 2, job())
-    runtime, seen = RuntimeConfig(device="cpu", threads=1, checkpoint_seconds=seconds), list[int]()
+    seen = list[int]()
+    monkeypatch.setattr(module, "BLOCK", block)
 
     def stop_in_the_third(event: dict[str, Any]) -> None:
         seen.append(event.get("done", 0))
-        if len(seen) == 5:  # total, what was done before, and a report of each class
+        if len(seen) == 4:  # the total, and a report of each class
             raise Stopped
 
     with pytest.raises(Stopped):
-        rank(teacher, real, settings, 2, Job(0, runtime, tmp_path, stop_in_the_third))
+        rank(teacher, real, settings, 2, Job(0, job().runtime, tmp_path, stop_in_the_third))
     real_class, ranked = module._rank_class, list[int]()
 
     def counted(teacher: Teacher, real: RealSet, label: int, *rest: Any) -> Any:
@@ -385,8 +390,8 @@ def test_stopped_between_classes_it_goes_on_and_ends_the_same(
         return real_class(teacher, real, label, *rest)
 
     monkeypatch.setattr(module, "_rank_class", counted)
-    again = rank(teacher, real, settings, 2, Job(0, runtime, tmp_path))
-    assert ranked == [2] and again.sources == expected.sources and torch.equal(again.images, expected.images)
+    again = rank(teacher, real, settings, 2, Job(0, job().runtime, tmp_path))
+    assert ranked == left and again.sources == expected.sources and torch.equal(again.images, expected.images)
     assert ranking_of(again).save(tmp_path / "a")[0].read_bytes() == ranking_of(expected).save(tmp_path / "b")[0].read_bytes()
 
 

@@ -29,9 +29,11 @@ from delt.engine.pixels import jpeg75, kept_pixels
 from delt.engine.step import Finite, State, Step
 from delt.errors import ConfigError, DeltError, Stopped
 from delt.grouping import Group, make_groups
+from delt.job import Job
 from delt.models import zoo
 from delt.models.statistics import remember_convolutions
-from delt.runtime import Job, Pool, resolve, stream
+from delt.pool import Pool
+from delt.runtime import resolve, stream
 from delt.schedule import plan
 from delt.stages import recover as module
 from delt.stages.recover import record_iterations, recover

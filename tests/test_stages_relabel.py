@@ -16,9 +16,9 @@ from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RelabelConfig, RuntimeConfig
 from delt.data.images import TensorImages
 from delt.errors import ConfigError, DeltError, Stopped
+from delt.job import Job
 from delt.models.zoo import build
 from delt.recipes import RECIPES, Case, recipe_of
-from delt.runtime import Job
 from delt.stages.relabel import label_views, relabel
 
 CLASSES, IPC, EPOCHS = tuple("0123456789"), 3, 2
@@ -132,7 +132,7 @@ def test_passes_that_are_done_are_read_back(
     monkeypatch.setattr(SoftLabels, "online", lambda self, *given: (asked.__setitem__(0, asked[0] + len(given[0])), real(self, *given))[1])
     again = replace(JOB, work=tmp_path)
     if damage:
-        with pytest.warns(UserWarning, match=r"pass 0 is labelled again: .*pass-0000\.safetensors is damaged: expected sha256"):
+        with pytest.warns(UserWarning, match=r"pass-0000 is done again: .*pass-0000\.safetensors is damaged: expected sha256"):
             found = relabel(teacher, synthetic, config, again).logits
     else:
         found = relabel(teacher, synthetic, config, again).logits

@@ -18,9 +18,10 @@ from delt.data.augment import pad_crop
 from delt.data.images import RealSet, TensorImages, normalise
 from delt.data.load import open_set
 from delt.errors import ConfigError, TeacherError
+from delt.job import Job
 from delt.models.statistics import remember_convolutions
 from delt.models.zoo import build
-from delt.runtime import Job, stream
+from delt.runtime import stream
 from delt.stages.squeeze import _rate, backbones, remember, squeeze
 
 QUICK = TeacherConfig(arch="convnet3", width=8, epochs=4, batch=32, pad=1)

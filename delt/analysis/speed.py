@@ -22,9 +22,10 @@ from delt.data.load import shape_of
 from delt.engine.pack import PackTask
 from delt.engine.step import Step
 from delt.grouping import Group, make_groups, packs
+from delt.job import Job
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
-from delt.runtime import Job, resolve, settings
+from delt.runtime import resolve, settings
 from delt.schedule import Schedule
 from delt.stages.squeeze import backbones
 

@@ -6,7 +6,9 @@ The cache only saves time: whatever is wrong with it, a run does its work itself
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,10 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from delt import storage
 from delt.artifacts.scores import Score
 from delt.artifacts.teacher import Teacher
 from delt.errors import DeltError
+
+IN_MEMORY = 2**30  # bytes of images beyond which they are kept on the disk
 
 
 def cache_folder() -> Path:
@@ -68,6 +76,28 @@ def _claimed(lock: IO[bytes]) -> bool:
     except (ImportError, OSError):
         return True
     return True
+
+
+def pixels(shape: tuple[int, ...]) -> Tensor:
+    """A uint8 tensor to be filled. A large one lies in a nameless file of the cache, and its pages go to the disk when memory is short.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    size = math.prod(shape)
+    if size <= IN_MEMORY:
+        return torch.empty(shape, dtype=torch.uint8)
+    try:
+        storage.make_folder(cache_folder())
+        place = str(cache_folder())
+    except (OSError, RuntimeError):  # there is no home folder, or it cannot be written
+        place = tempfile.gettempdir()
+    with tempfile.TemporaryFile(dir=place) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is met here, not when a page is written
+        except OSError as error:
+            raise storage.disk_full(Path(place), size) from error
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))
 
 
 def load_teacher(key: str) -> Teacher | None:

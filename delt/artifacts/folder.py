@@ -62,11 +62,14 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------ one writer
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[RunFolder]:
+    def hold(self, shared: bool = False) -> Iterator[RunFolder]:
         """Keep other processes out while the block runs; also clears away what a killed writer left, in controls too.
 
         The lock is the operating system's (flock), so it dies with its holder, and with worker processes that hold `lock`
         open, too. A file that was hashed in the block is not hashed in it again as long as its size and time stay.
+
+        Args:
+            shared: processes that the holder leads write units into `.work`, too, and may do so to the end of the block.
 
         Raises:
             Busy: another process holds the folder (exit code 3).
@@ -80,7 +83,8 @@ class RunFolder:
         finally:
             self._seen = self.lock = None
             with contextlib.suppress(OSError):
-                self._sweep()  # what an error kept from being removed
+                if not shared:
+                    self._sweep()  # what an error kept from being removed
             self._unlock(handle)
 
     def _sweep(self) -> None:

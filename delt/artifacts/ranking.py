@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from delt import storage
+from delt.artifacts import cache
 from delt.artifacts.tables import read_table, table_bytes
 from delt.errors import IntegrityError
 
 FILE = "ranking.parquet"
 COLUMNS = ("class_index", "image", "top", "left", "height", "width", "score", "place")
+
+Member = tuple[int, int]  # class, and number within the class
 
 
 @dataclass
@@ -43,8 +47,10 @@ class Ranking:
 
     def kept(self, label: int) -> Tensor:
         """Rows kept for a class, in the order of their turn."""
-        rows = torch.nonzero((self.class_index == label) & (self.place >= 0)).squeeze(1)
-        return rows[self.place[rows].argsort()]
+        first, last = torch.searchsorted(self.class_index, torch.tensor([label, label + 1])).tolist()
+        place = self.place[first:last]
+        rows = torch.nonzero(place >= 0).squeeze(1)
+        return first + rows[place[rows].argsort()]
 
     def save(self, folder: Path) -> list[Path]:
         """Write `ranking.parquet` and return its path."""
@@ -78,15 +84,30 @@ class Ranking:
 
 @dataclass
 class Patches:
-    """Starting images: uint8 [K*ipc,C,H,W] sorted by class, or None for Gaussian noise; early sub-batches first."""
+    """Starting images, sorted by class, early sub-batches first: pixels, or a way to cut them when they are wanted.
+
+    Neither means Gaussian noise.
+    """
 
     ipc: int
-    images: Tensor | None
+    pixels: Tensor | None  # uint8 [K*ipc,C,H,W]
     sources: list[str]  # what each image starts from, e.g. train/123[0,4,20,24] or noise
     ranking: Ranking | None = field(default=None, repr=False)
+    cut: Callable[[Sequence[Member]], Tensor] | None = field(default=None, repr=False)
 
-    def of(self, members: Sequence[tuple[int, int]]) -> Tensor | None:
-        """The starting images of (class, image) pairs."""
-        if self.images is None:
-            return None
-        return self.images[[c * self.ipc + i for c, i in members]]
+    def of(self, members: Sequence[Member]) -> Tensor | None:
+        """The starting images uint8 [n,C,H,W] of (class, image) pairs."""
+        if self.cut:
+            return self.cut(members)
+        return None if self.pixels is None else self.pixels[[c * self.ipc + i for c, i in members]]
+
+    @cached_property
+    def images(self) -> Tensor | None:
+        """All of them, uint8 [K*ipc,C,H,W]."""
+        if not self.cut:
+            return self.pixels
+        members = [(row // self.ipc, row % self.ipc) for row in range(len(self.sources))]
+        images = cache.pixels((len(members), *self.cut(members[:1]).shape[1:]))
+        for first in range(0, len(members), self.ipc):
+            images[first : first + self.ipc] = self.cut(members[first : first + self.ipc])
+        return images

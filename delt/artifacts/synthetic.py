@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from delt import storage
+from delt.artifacts import cache
 from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.tables import read_table, table_bytes
 from delt.errors import DataError, IntegrityError
@@ -126,7 +127,7 @@ class SyntheticSet:
         files = [folder / name for name in columns["file"]]
         if missing := next((file for file in files if not file.is_file()), None):  # before memory is taken for all
             raise IntegrityError(f"{missing} is missing; {path.name} lists it")
-        images = torch.empty(len(labels), channels, height, width, dtype=torch.uint8)
+        images = cache.pixels((len(labels), channels, height, width))
         for row, file in enumerate(files):
             images[row] = read_png(file, (channels, height, width), digests[row])
         try:

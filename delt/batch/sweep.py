@@ -30,8 +30,9 @@ from delt.data.given import require_given
 from delt.data.load import require_files
 from delt.errors import ConfigError, DeltError, IntegrityError
 from delt.pipeline import Pipeline, check_names
+from delt.pool import Pool
 from delt.results import read_config
-from delt.runtime import Pool, cores, device_of, gpus, resolve, silent
+from delt.runtime import cores, device_of, gpus, resolve, silent
 from delt.signals import heeded
 from delt.storage import remove, write_bytes
 

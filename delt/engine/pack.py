@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from delt.artifacts.teacher import Teacher
 from delt.config import RecoverConfig
 from delt.grouping import Group
-from delt.runtime import Job
+from delt.job import Job
 from delt.schedule import Schedule
 
 
@@ -21,17 +22,28 @@ def interleaved(groups: Sequence[Group]) -> list[tuple[int, int]]:
 
 
 @dataclass
+class Unit:
+    """A pack that is finished, or stopped before: images and recorded snapshots in the task's row order."""
+
+    images: Tensor  # uint8 [n*G,C,H,W]
+    recorded: Tensor  # uint8 [S,R,C,H,W]
+    iterations: int  # that were done
+    readings: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
 class PackTask:
     """Everything that one unit of work needs; travels to a worker process."""
 
     teachers: tuple[Teacher, ...]
     groups: list[Group]
-    start: Tensor | None  # uint8 [n*G,C,H,W], image i of group g at i*G+g; None: noise
+    start: Tensor | None  # uint8 [n*G,C,H,W], image i of group g at i*G+g; None: noise, or its turn has not come
     config: RecoverConfig
     classes: frozenset[int]  # whose images are recorded
     record_at: tuple[int, ...]  # iterations of the whole run
     iterations: int  # of the whole run; a group may have fewer
     job: Job
+    unit: Unit | None = None  # where it was finished before
 
     @property
     def teacher(self) -> Teacher:
@@ -41,6 +53,11 @@ class PackTask:
     @property
     def schedule(self) -> Schedule:
         return self.groups[0].schedule
+
+    @property
+    def image_iterations(self) -> int:
+        """Pixel updates of all its images together."""
+        return sum(group.schedule.image_iterations for group in self.groups)
 
     @property
     def members(self) -> list[tuple[int, int]]:

@@ -29,7 +29,7 @@ from delt.data.images import denormalise
 from delt.densification import densification
 from delt.engine.draws import BLOCK, Draws
 from delt.engine.memory import Split
-from delt.engine.pack import PackTask
+from delt.engine.pack import PackTask, Unit
 from delt.engine.pixels import kept_pixels, resized, small_side, starting_images
 from delt.errors import DeltError
 from delt.models.statistics import Lines, StatisticsMatch, freeze_norms, lines, patch_side
@@ -40,16 +40,6 @@ from delt.schedule import learning_rate
 EPS = 1e-8  # of Adam
 LOSS_SCALE = 2.0**10  # in fp16, where the gradients of the statistics would vanish
 SPAN_BYTES = 2**26  # of crops that are prepared at once
-
-
-@dataclass
-class Unit:
-    """A pack that is finished, or stopped before: images and recorded snapshots in the task's row order."""
-
-    images: Tensor  # uint8 [n*G,C,H,W]
-    recorded: Tensor  # uint8 [S,R,C,H,W]
-    iterations: int  # that were done
-    readings: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from delt.config import EvaluateConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
+from delt.job import Job
 from delt.models.zoo import build, named
 from delt.recipes import Recipe, recipe_of
-from delt.runtime import Emit, Job, for_training, in_training, resolve, seed_of, send, settings, trainable
+from delt.runtime import Emit, for_training, in_training, resolve, seed_of, send, settings, trainable
 from delt.storage import Slots
+from delt.team import Team
 from delt.training import Given, accuracy, adamw, fit, sgd
 
 
@@ -105,28 +108,56 @@ def run_students(tasks: list[StudentTask], job: Job, known: Sequence[Score] = ()
     """Train what is not known yet, one student per worker at a time; rows come back in the order of the tasks."""
     rows = {row.key: row for row in known}
     missing = [task for task in tasks if task.score.key not in rows]
-    job.emit({"stage": "evaluate", "total": sum(len(task.train) * task.score.epochs for task in missing), "unit": "img"})
+    job.emit({"stage": "evaluate", "total": sum(map(_images, missing)), "unit": "img"})
+    whole, shared = _dealt(missing, job)
     for task in missing:
         task.job = Job(job.seed, job.runtime, job.work)  # the pool and the listener stay with this process
-    rows |= {row.key: row for row in job.map(train_student, missing)}
-    return [rows[task.score.key] for task in tasks]
+    rows |= {row.key: row for row in job.each(train_student, whole, cost=_images)}
+    for task in shared:
+        task.job = replace(task.job, world=job.world)
+        rows[task.score.key] = train_student(task, job.emit)
+    return [rows[task.score.key] for task in tasks] if job.leads else []
+
+
+def _images(task: StudentTask) -> int:
+    """Images that a student sees in its training."""
+    return len(task.train) * task.score.epochs
+
+
+def _dealt(missing: list[StudentTask], job: Job) -> tuple[list[StudentTask], list[StudentTask]]:
+    """The students that one process trains alone, and those that all ranks train together: what is left when each had as many."""
+    if job.world is None:
+        return missing, []
+    here = {str(task.score.key): task for task in missing}
+    left = job.world.agree(lambda: [key for key, task in here.items() if not _is_done(task, job)], job.check)
+    shared = left[len(left) - len(left) % job.world.size :]
+    return [task for key, task in here.items() if key not in shared], [here[key] for key in shared]
+
+
+def _is_done(task: StudentTask, job: Job) -> bool:
+    return job.work is not None and _result(task, job.work).exists()
+
+
+def _result(task: StudentTask, work: Path) -> Path:
+    """The file of a finished student."""
+    return work / f"{'-'.join(map(str, task.score.key)).replace(':', '_')}.json"
 
 
 def train_student(task: StudentTask, emit: Emit) -> Score:
     """Train and test one student, or return its result if it was finished before."""
     if task.job.work is None:
         return _train(task, emit, None)
-    name = "-".join(map(str, task.score.key)).replace(":", "_")
-    done = task.job.work / f"{name}.json"
-    if done.exists():
+    done, team = _result(task, task.job.work), Team(task.job.world)
+    if done.exists() and task.job.world is None:
         try:
             return Score(**storage.read_sealed(done))
         except IntegrityError:
             done.unlink()  # a damaged result is computed again
-    slots = Slots(task.job.work / name)
+    slots = Slots(done.with_name(done.name.removesuffix(".json")))
     score = _train(task, emit, slots)
-    storage.write_sealed(done, asdict(score))
-    slots.clear()
+    if team.leads:
+        storage.write_sealed(done, asdict(score))
+        slots.clear()
     return score
 
 
@@ -134,7 +165,9 @@ def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
     card, recipe, score, device = task.soft.teacher.card, task.recipe, task.score, task.job.device
     init = seed_of(score.seed, "student", task.arch) % 2**31  # paired: the same start for every set
     model = trainable(build(task.arch, len(card.classes), card.channels, card.size, task.width, init), device)
-    student = Student(task, model, device, emit)
+    team = Team(task.job.world)
+    model = team.synced(model, device)
+    student = Student(task, model, device, emit, team)
     peak = recipe.rate(task.arch)
     optimizer = optimizer_of(model, recipe, task.arch, device)
     with settings(for_training(task.job.runtime)):
@@ -151,8 +184,9 @@ def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
             slots=slots,
             every=task.job.runtime.checkpoint_seconds,
             graphs=resolve(task.job.runtime).graphs == "on",
+            team=team,
         )
-    for record in history:
+    for record in history if team.leads else ():
         emit({"stage": "evaluate", "record": {"student": list(score.key), **record}})
     tested = [record["top1"] for record in history if "top1" in record]
     return replace(score, last=tested[-1], best=max(tested))
@@ -161,9 +195,10 @@ def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
 class Student:
     """A student in training: its views, its loss and its tests."""
 
-    def __init__(self, task: StudentTask, model: nn.Module, device: torch.device, emit: Emit) -> None:
+    def __init__(self, task: StudentTask, model: nn.Module, device: torch.device, emit: Emit, team: Team | None = None) -> None:
         card, score, soft = task.soft.teacher.card, task.score, task.soft
-        self.task, self.model, self.device, self.emit = task, model, device, emit
+        self.task, self.model, self.device, self.team = task, model, device, team or Team()
+        self.network, self.emit = self.team.network(model, device), self.team.calm(emit)
         self.train = _on(task.train, device)
         self.soft = soft
         for voter in soft.voters(task.recipe):
@@ -186,13 +221,13 @@ class Student:
         """Logits [n,K] of images [n,C,H,W] that pass in the recipe's number of parts: a loss that is a mean over them all is the
         mean of the parts' losses, weighted by their images.
         """
-        return torch.cat([self.model(part) for part in parts_of(images, self.task.recipe.accumulate)])
+        return torch.cat([self.network(part) for part in parts_of(images, self.task.recipe.accumulate)])
 
     def given(self, batch: Batch, epoch: int, start: int) -> Given:
         """What the loss of a batch depends on: images, labels, and the stored labels or those of the partners with the own share."""
         if self.task.score.labels == "soft":
-            stored = () if self.soft.logits is None else (self.soft.of(batch, epoch, start, self.task.recipe),)
-            return batch.images, batch.labels, *stored
+            whole = self.soft.logits is not None or (self.team.world and self.task.recipe.label_statistics != "remembered")
+            return batch.images, batch.labels, *((self.soft.of(batch, epoch, start, self.task.recipe),) if whole else ())
         if batch.mix is None:
             return batch.images, batch.labels
         share = send(torch.tensor(batch.mix.share), self.device)
@@ -225,7 +260,7 @@ class Student:
         if not self.task.recipe.tests(epoch, self.task.score.epochs):
             return {}
         card = self.soft.teacher.card
-        return {"top1": round(accuracy(self.model, self.task.test, card.mean, card.std, self.device, self.task.job.runtime), 4)}
+        return {"top1": round(accuracy(self.model, self.task.test, card.mean, card.std, self.device, self.task.job.runtime, self.team), 4)}
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:

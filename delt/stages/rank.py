@@ -6,27 +6,29 @@ one below, and so on. The patches nearest the median come first, so they join fi
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from delt.artifacts.ranking import Patches, Ranking
+from delt.artifacts.ranking import COLUMNS, Member, Patches, Ranking
 from delt.artifacts.teacher import Teacher
 from delt.config import RankConfig
 from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes, resizer, warp
 from delt.data.given import check_order, list_given
 from delt.data.images import RealSet, normalise
-from delt.errors import DataError, DeltError, Stopped
-from delt.runtime import Job, seed_of, settings, stream
-from delt.storage import Slots
+from delt.errors import DataError, DeltError
+from delt.job import Job
+from delt.runtime import Emit, seed_of, settings, stream
 
 BATCH = 256  # images scored at once
 PIXELS = 2**24  # or as many as have so many pixels, on a GPU
 SMALLEST = 0.08  # area share of a scored crop (RDED)
+BLOCK = 1024  # images of the classes that are one unit of work
 CORESETS = ("herding", "kmeans")  # orders that go by features
 
 
@@ -46,39 +48,41 @@ def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job
         return Patches(ipc, None, ["noise"] * (ipc * len(info.classes)))
     if config.keep == "given":
         return _given(teacher, real, config, ipc, job)
-    needed = ipc * config.factor**2
-    candidates = [_candidates(real, label, needed, config, job.seed) for label in range(len(info.classes))]
-    job.emit({"stage": "rank", "total": sum(map(len, candidates)) * max(1, config.crops), "unit": "patch"})
-    teacher = teacher.to(job.device)
-    with settings(job.runtime):
-        columns = _ranked(candidates, lambda label: _rank_class(teacher, real, label, candidates[label], needed, config, job), job)
-    ranking = Ranking(info.classes, config.keep, config.factor, *columns)
+    columns = [list(unit.values()) for unit in units_of(teacher, real, config, ipc, job)]
+    ranking = Ranking(info.classes, config.keep, config.factor, *(torch.cat(parts) for parts in zip(*columns, strict=True)))
     return render(ranking, real, ipc)
 
 
-def _ranked(candidates: list[Tensor], rank_class: Callable[[int], tuple[Tensor, ...]], job: Job) -> list[Tensor]:
-    """The columns of all classes, end to end; from time to time, and where it is stopped, what is done is kept."""
-    slots = Slots(job.work / "classes") if job.work else None
-    tensors, meta = (slots.load() if slots else None) or ({}, {"classes": 0})
-    done = [list(tensors[name].split([len(images) for images in candidates[: meta["classes"]]])) for name in sorted(tensors)]
-    tables, saved = list(zip(*done, strict=True)), time.monotonic()
+def units_of(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int, job: Job) -> Iterator[dict[str, Tensor]]:
+    """Rank the classes, or find them ranked: yields columns of the table, some classes at a time, in ranks that follow none."""
+    needed = ipc * config.factor**2
+    candidates = _candidates(real, needed, config, job.seed)
+    job.emit({"stage": "rank", "total": sum(map(len, candidates)) * max(1, config.crops), "unit": "patch"})
+    teacher = teacher.to(job.device)
 
-    def keep() -> None:
-        if slots and tables:
-            columns = zip(*tables, strict=True)
-            slots.save({f"{k}": torch.cat(column) for k, column in enumerate(columns)}, {"classes": len(tables)})
+    def ranked(labels: range, emit: Emit) -> dict[str, Tensor]:
+        own, count = replace(job, emit=emit), sum(len(candidates[label]) for label in labels) * max(1, config.crops)
 
-    job.emit({"stage": "rank", "done": sum(map(len, candidates[: len(tables)]))})
-    try:
-        for label in range(len(tables), len(candidates)):
-            tables.append(rank_class(label))
-            if time.monotonic() - saved > job.runtime.checkpoint_seconds:
-                keep()
-                saved = time.monotonic()
-    except Stopped:
-        keep()
-        raise
-    return [torch.cat(column) for column in zip(*tables, strict=True)]
+        def make() -> dict[str, Tensor]:
+            columns = [_rank_class(teacher, real, label, candidates[label], needed, config, own) for label in labels]
+            return {name: torch.cat(parts) for name, parts in zip(COLUMNS, zip(*columns, strict=True), strict=True)}
+
+        unit = job.unit(f"classes-{labels.start:06d}", make, lambda: emit({"stage": "rank", "done": count}))
+        return {name: unit[name] for name in COLUMNS}
+
+    with settings(job.runtime):
+        yield from replace(job, pool=None).each(ranked, _blocks(candidates))
+
+
+def _blocks(candidates: list[Tensor]) -> list[range]:
+    """Classes that are ranked together as one unit of work: as many as have so many candidates."""
+    starts, count = [0], 0
+    for label, images in enumerate(candidates):
+        if count and count + len(images) > BLOCK:
+            starts.append(label)
+            count = 0
+        count += len(images)
+    return [range(first, last) for first, last in itertools.pairwise([*starts, len(candidates)])]
 
 
 @torch.no_grad()
@@ -123,18 +127,26 @@ def order(keep: str, count: int, generator: torch.Generator) -> list[int]:
     return list(range(count))[:: -1 if keep == "easy" else 1]
 
 
-def _candidates(real: RealSet, label: int, needed: int, config: RankConfig, seed: int) -> Tensor:
-    """Indices of the training images of a class that are scored: all (0), or `config.images` drawn at random."""
-    images = torch.nonzero(real.train.labels == label).squeeze(1)
-    if len(images) < needed:
-        name = real.info.classes[label]
+def _candidates(real: RealSet, needed: int, config: RankConfig, seed: int) -> list[Tensor]:
+    """For each class, indices of the training images that are scored: all (0), or `config.images` drawn at random.
+
+    Raises:
+        DataError: a class has too few.
+    """
+    labels, names = real.train.labels, real.info.classes
+    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    few = next((label for label, count in enumerate(counts) if count < needed), None)
+    if few is not None:
         raise DataError(
-            f"class '{name}' has {len(images)} training images and {needed} starting patches are needed: lower ipc or rank_factor"
+            f"class '{names[few]}' has {counts[few]} training images and {needed} starting patches are needed: lower ipc or rank_factor"
         )
-    if not config.images or len(images) <= config.images:
-        return images
-    drawn = torch.randperm(len(images), generator=stream(seed, "rank", "candidates", label))[: max(config.images, needed)]
-    return images[drawn.sort().values]
+    found = []
+    for label, images in enumerate(labels.argsort(stable=True).split(counts)):
+        if config.images and len(images) > config.images:
+            drawn = torch.randperm(len(images), generator=stream(seed, "rank", "candidates", label))[: max(config.images, needed)]
+            images = images[drawn.sort().values]
+        found.append(images)
+    return found
 
 
 def _rank_class(
@@ -221,17 +233,23 @@ def _cut(images: Tensor, boxes: Tensor, side: int) -> Tensor:
 
 
 def render(ranking: Ranking, real: RealSet, ipc: int) -> Patches:
-    """Cut the kept patches out of the real images: image i of a class takes patches i, ipc + i, .. as its tiles."""
-    images, sources = [], []
-    side, factor = real.info.size // ranking.factor, ranking.factor
-    for label in range(len(ranking.classes)):
-        rows = ranking.kept(label)[: ipc * factor**2]
+    """The kept patches, which are cut out of the real images when they are wanted: image i of a class takes patches i, ipc + i, .."""
+    rows = torch.stack([ranking.kept(label)[: ipc * ranking.factor**2] for label in range(len(ranking.classes))])
+    tiles = rows.view(len(rows), ranking.factor**2, ipc)  # [K,tile,image]
+    sources = [_source(ranking, tiles[label, :, i]) for label in range(len(rows)) for i in range(ipc)]
+    return Patches(ipc, None, sources, ranking, lambda members: cut_out(ranking, real, tiles, members))
+
+
+def cut_out(ranking: Ranking, real: RealSet, tiles: Tensor, members: Sequence[Member]) -> Tensor:
+    """The starting images uint8 [n,C,H,W] of (class, image) pairs; tiles [K,tile,image] are rows of the ranking."""
+    size, images = real.info.size, []
+    labels, numbers = (torch.tensor(part) for part in zip(*members, strict=True))
+    for own in tiles[labels, :, numbers].split(BATCH):
+        rows = own.T.flatten()
         boxes = torch.stack([ranking.top[rows], ranking.left[rows], ranking.height[rows], ranking.width[rows]], 1)
-        pixels = real.train.fetch(ranking.image[rows]).float()
-        tiles = _cut(pixels, boxes, side).round().clamp(0, 255).to(torch.uint8).cpu()
-        images.append(collage(tiles, factor, real.info.size))
-        sources += [_source(ranking, rows[i::ipc]) for i in range(ipc)]
-    return Patches(ipc, torch.cat(images), sources, ranking)
+        pixels = _cut(real.train.fetch(ranking.image[rows]).float(), boxes, size // ranking.factor)
+        images.append(collage(pixels.round().clamp(0, 255).to(torch.uint8).cpu(), ranking.factor, size))
+    return torch.cat(images)
 
 
 def collage(tiles: Tensor, factor: int, size: int) -> Tensor:

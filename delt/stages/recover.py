@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from delt import storage
+from delt.artifacts import cache
 from delt.artifacts.ranking import Patches
 from delt.artifacts.snapshots import Frame, Snapshots
 from delt.artifacts.synthetic import SyntheticSet
@@ -29,13 +30,14 @@ from delt.artifacts.teacher import Teacher
 from delt.config import RecoverConfig
 from delt.data.images import denormalise
 from delt.engine.memory import fitted
-from delt.engine.pack import PackTask, interleaved
+from delt.engine.pack import PackTask, Unit
 from delt.engine.pixels import noise, small_side
-from delt.engine.step import State, Step, Unit
+from delt.engine.step import State, Step
 from delt.errors import ConfigError, Stopped, unknown
 from delt.grouping import Group, make_groups, packs
+from delt.job import Job
 from delt.models.zoo import require_side
-from delt.runtime import Emit, Job, device_of, resolve, settings
+from delt.runtime import Emit, device_of, resolve, settings
 from delt.schedule import Schedule, plan
 from delt.signals import heeded
 
@@ -61,46 +63,62 @@ def recover(
             remembers (`delt.stages.squeeze.remember`).
         DeltError: a loss is not finite; names group and iteration.
     """
-    job = job or Job()
-    runtime = resolve(job.runtime)
+    job, teachers = job or Job(), (teacher, *others)
+    tasks = packs_of(teachers, patches.ipc, config, job)
+    schedule = _schedule(config, patches.ipc)
+    if not tasks:
+        return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
+    images, units = cache.pixels(_shape(teacher, patches.ipc)), []
+    for task, unit in zip(tasks, units_of(tasks, patches, job), strict=True):
+        images[task.places(patches.ipc)] = unit.images
+        units.append(replace(unit, images=unit.images[:0]))  # all of a large set would not fit into memory
+    done = {group: unit.iterations for task, unit in zip(tasks, units, strict=True) for group in task.groups}
+    synthetic = _collect(teacher, patches, schedule, done, images, job.seed)
+    complete = all(end == group.schedule.iterations for group, end in done.items())
+    return replace(synthetic, complete=complete, snapshots=_snapshots(tasks, units, schedule))
+
+
+def packs_of(teachers: tuple[Teacher, ...], ipc: int, config: RecoverConfig, job: Job) -> list[PackTask]:
+    """The units of work of a synthesis, without the images that they start from; none where nothing is optimised.
+
+    Raises:
+        ConfigError: as `recover`.
+    """
+    teacher = teachers[0]
     config = replace(config, flip=teacher.card.flip if config.flip is None else config.flip)
-    schedule = plan(config.iterations, patches.ipc, config.round_iterations, config.sub_batches)
-    teachers = (teacher, *others)
+    schedule = _schedule(config, ipc)
     if config.match == "bn+conv" and not all(one.convolutions for one in teachers):
         raise ConfigError("recover_match is bn+conv, but a teacher remembers no convolutions: call squeeze.remember(teacher, real)")
     if not schedule.iterations:
-        return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
+        return []
     if config.stages > 1:
         for one in teachers:
             require_side(one.model, one.card.arch, one.card.channels, small_side(one.card.size, config))
-    groups = make_groups(
-        len(teacher.card.classes),
-        schedule,
-        config.grouping,
-        config.group_size,
-        config.group_cut,
-        config.drop_empty_rounds,
-        config.group_rounds,
-    )
-    runtime = fitted(runtime, teacher, groups)
-    job.emit({"stage": "recover", "total": sum(group.schedule.image_iterations for group in groups), "unit": "img-it"})
+    how = (config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds, config.group_rounds)
+    groups = make_groups(len(teacher.card.classes), schedule, *how)
+    runtime = fitted(resolve(job.runtime), teacher, groups)
     local = Job(job.seed, runtime, job.work, watch=job.watch)  # the pool and the listener stay with this process
-    shortest = min(group.schedule.iterations for group in groups)
-    marks = record_iterations(config, schedule.iterations, shortest)
-    classes = recorded_classes(config, teacher, patches.ipc * (len(marks) + 1))
-    tasks = [
-        PackTask(teachers, pack, patches.of(interleaved(pack)), config, classes, marks, schedule.iterations, local)
-        for pack in packs(groups, runtime.packing or 1)
+    marks = record_iterations(config, schedule.iterations, min(group.schedule.iterations for group in groups))
+    classes = recorded_classes(config, teacher, ipc * (len(marks) + 1))
+    return [
+        PackTask(teachers, pack, None, config, classes, marks, schedule.iterations, local) for pack in packs(groups, runtime.packing or 1)
     ]
+
+
+def units_of(tasks: Sequence[PackTask], patches: Patches, job: Job) -> Iterator[Unit]:
+    """Optimise the packs, or find them finished: yields their results one after the other, in ranks that follow none."""
+    job.emit({"stage": "recover", "total": sum(task.image_iterations for task in tasks), "unit": "img-it"})
+
+    def ready(task: PackTask) -> PackTask:
+        unit = finished(task)
+        return replace(task, unit=unit) if unit else replace(task, start=patches.of(task.members))
+
     with heeded() as reins:
-        units = replace(job, emit=reins.guard(job.emit)).map(recover_pack, tasks)
-    images = torch.empty(_shape(teacher, patches.ipc), dtype=torch.uint8)
-    for task, unit in zip(tasks, units, strict=True):
-        images[task.places(patches.ipc)] = unit.images
-    done = {group: unit.iterations for task, unit in zip(tasks, units, strict=True) for group in task.groups}
-    synthetic = _collect(teacher, patches, schedule, done, images, job.seed)
-    complete = all(done[group] == group.schedule.iterations for group in groups)
-    return replace(synthetic, complete=complete, snapshots=_snapshots(tasks, units, schedule))
+        yield from replace(job, emit=reins.guard(job.emit)).each(recover_pack, tasks, ready, lambda task: task.image_iterations)
+
+
+def _schedule(config: RecoverConfig, ipc: int) -> Schedule:
+    return plan(config.iterations, ipc, config.round_iterations, config.sub_batches)
 
 
 def recorded_classes(config: RecoverConfig, teacher: Teacher, images: int) -> frozenset[int]:
@@ -135,21 +153,33 @@ def record_iterations(config: RecoverConfig, iterations: int, shortest: int) -> 
 
 def recover_pack(task: PackTask, emit: Emit) -> Unit:
     """Optimise one pack from its start or its newest checkpoint; a finished pack is its own last checkpoint."""
-    slots = storage.Slots(task.job.work / task.name) if task.job.work else None
-    saved = slots.load() if slots else None
-    if saved and saved[1].get("finished"):
-        emit({"stage": "recover", "done": task.schedule.image_iterations * len(task.groups)})
-        return Unit(saved[0]["images"], saved[0]["recorded"], task.schedule.iterations, saved[1]["readings"])
-    unit = _optimise(task, emit, slots, saved)
+    if task.unit:
+        emit({"stage": "recover", "done": task.image_iterations})
+        return task.unit
+    slots = _slots(task)
+    unit = _optimise(task, emit, slots)
     if slots and unit.iterations == task.schedule.iterations:
         slots.save({"images": unit.images, "recorded": unit.recorded}, {"readings": unit.readings, "finished": True}, last=True)
     return unit
 
 
-def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> Unit:
+def finished(task: PackTask) -> Unit | None:
+    """The result of a pack that was finished before, from its file."""
+    slots = _slots(task)
+    saved = slots.load() if slots else None
+    if saved is None or not saved[1].get("finished"):
+        return None
+    return Unit(saved[0]["images"], saved[0]["recorded"], task.schedule.iterations, saved[1]["readings"])
+
+
+def _slots(task: PackTask) -> storage.Slots | None:
+    return storage.Slots(task.job.work / task.name) if task.job.work else None
+
+
+def _optimise(task: PackTask, emit: Emit, slots: storage.Slots | None) -> Unit:
     step = Step(task, device_of(task.job.runtime), emit)
     state = step.begin()
-    if saved:
+    if slots and (saved := slots.load()):
         state.load(*saved)
     pulse = Pulse(emit, (lambda: step.frame(state)) if task.job.watch else None, _work_until(task.schedule, state.t) * len(task.groups))
     with settings(task.job.runtime), step:

@@ -16,12 +16,14 @@ from delt.data.augment import pad_crop, random_resized_crop
 from delt.data.images import RealSet, normalise
 from delt.data.views import safe_batch, together
 from delt.errors import ConfigError, TeacherError
+from delt.job import Job
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
 from delt.models.zoo import build, has_batchnorm
-from delt.runtime import Job, for_training, in_training, resolve, settings, stream, trainable
+from delt.runtime import for_training, in_training, resolve, settings, stream, trainable
 from delt.schedule import cosine
 from delt.storage import Slots
+from delt.team import Team
 from delt.training import Given, accuracy, fit, sgd
 
 SMALLEST = 0.08  # area share of a crop of a large image
@@ -122,8 +124,10 @@ def _require_batchnorm(model: nn.Module, arch: str) -> None:
 
 def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
     info = real.info
-    model = trainable(build(config.arch, len(info.classes), info.channels, info.size, config.width, config.seed), job.device)
+    model, team = build(config.arch, len(info.classes), info.channels, info.size, config.width, config.seed), Team(job.world)
     _require_batchnorm(model, config.arch)
+    model = team.synced(trainable(model, job.device), job.device)
+    network, emit = team.network(model, job.device), team.calm(job.emit)
     batch = safe_batch(len(real.train), config.batch)
     steps = -(-len(real.train) // batch)
     part = together(batch, info.size)
@@ -137,11 +141,11 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
             views = pad_crop(normalise(pixels.to(job.device), info.mean, info.std), config.pad, info.flip, generator)
             for images, own in zip(views.split(batch), labels.to(job.device).split(batch), strict=True):
                 yield images, own
-                job.emit({"stage": "squeeze", "done": len(own)})
+                emit({"stage": "squeeze", "done": len(own)})
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         with in_training(job.runtime):
-            logits = model(images)
+            logits = network(images)
         return F.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing)
 
     slots = Slots(job.work / "teacher") if job.work else None
@@ -158,10 +162,11 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
             slots=slots,
             every=job.runtime.checkpoint_seconds,
             graphs=resolve(job.runtime).graphs == "on",
+            team=team,
         )
     for record in history:
         job.emit({"stage": "squeeze", "record": record})
-    return _measured(model, _card(real, config, "trained"), real, job)
+    return _measured(model, _card(real, config, "trained"), real, job, team)
 
 
 def _rate(epoch: float, config: TeacherConfig) -> float:
@@ -191,7 +196,7 @@ def _card(real: RealSet, config: TeacherConfig, source: str) -> TeacherCard:
     )
 
 
-def _measured(model: nn.Module, card: TeacherCard, real: RealSet, job: Job) -> Teacher:
+def _measured(model: nn.Module, card: TeacherCard, real: RealSet, job: Job, team: Team | None = None) -> Teacher:
     with settings(for_training(job.runtime)):
-        top1 = accuracy(model.to(job.device), real.test, card.mean, card.std, job.device)
+        top1 = accuracy(model.to(job.device), real.test, card.mean, card.std, job.device, team=team)
     return Teacher(model, dataclasses.replace(card, accuracy=round(top1, 4)))

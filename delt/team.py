@@ -1,0 +1,101 @@
+"""A network that all ranks of a run train together: each does its rows of every batch (DistributedDataParallel).
+
+Batches are those of one process, with the same augmentation, learning rates and steps: every rank draws the whole batch and
+takes its share of it, losses are weighted by the rows that each has, and BatchNorm layers measure the whole batch. So what
+comes out is what one process would have made, but for rounding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from delt.errors import RunError, Stopped
+from delt.models.synced import joint_sum, synced
+from delt.runtime import Emit
+from delt.world import World
+
+Given = tuple[Tensor, ...]
+COLLECTIVE = ("gloo", "nccl", "connection closed", "process group")  # words of errors in collective operations
+
+
+class Team:
+    """The ranks that train one network; without a world this process alone, to which nothing is added."""
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world
+        self.rank, self.size = (world.rank, world.size) if world else (0, 1)
+        self._stopped: Stopped | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes checkpoints."""
+        return self.rank == 0
+
+    def synced(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The network with BatchNorm layers that measure whole batches; call it before there is an optimizer."""
+        return synced(model, device) if self.world else model
+
+    def network(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """What to call in place of a `synced` network in training."""
+        if self.world is None:
+            return model
+        self.world.gather()
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch 2.15 has a new name for it
+        options: dict[str, Any] = {buffers: False}  # SyncNorm keeps them equal
+        return DistributedDataParallel(model, [device] if device.type == "cuda" else None, **options)
+
+    def share(self, given: Given) -> tuple[Given, float]:
+        """This rank's rows of a batch (all tensors with a row per image), and the weight of its loss in the mean over ranks.
+
+        A batch that is too small for two images each, whose statistics BatchNorm could not tell, is done whole by all.
+        """
+        count = len(given[0])
+        if self.world is None or count < 2 * self.size:
+            return given, 1.0
+        first, last = (count * rank // self.size for rank in (self.rank, self.rank + 1))
+        own = tuple(tensor[first:last] if tensor.ndim and len(tensor) == count else tensor for tensor in given)
+        return own, (last - first) * self.size / count
+
+    def calm(self, emit: Emit) -> Emit:
+        """A listener that does not stop this rank alone between two steps: all stop together, after the step (`settle`).
+
+        The first rank reports the progress, which is that of all.
+        """
+        if self.world is None:
+            return emit
+
+        def heard(event: dict[str, object]) -> None:
+            try:
+                emit(event if self.leads else {"stage": "", "done": 0})
+            except Stopped as stop:
+                self._stopped = stop
+
+        return heard
+
+    def settle(self, loss: Tensor) -> tuple[Tensor, Stopped | None]:
+        """The loss of the whole batch from each rank's weighted loss, and whether any rank was told to stop."""
+        if self.world is None:
+            return loss, None
+        both = torch.stack([loss.detach().double() / self.size, torch.full_like(loss, float(self._stopped is not None)).double()])
+        mean, stopped = joint_sum(both)
+        return mean.to(loss.dtype), (self._stopped or Stopped()) if stopped else None
+
+    def own(self, index: Tensor) -> Tensor:
+        """This rank's share of some rows."""
+        return index[self.rank :: self.size]
+
+    def sum(self, count: Tensor) -> Tensor:
+        """A count over all ranks."""
+        return joint_sum(count) if self.world else count
+
+    def explained(self, error: RuntimeError) -> Exception:
+        """What is said where a collective operation failed; any other error as it is."""
+        if self.world is None or not any(word in str(error).lower() for word in COLLECTIVE):
+            return error
+        return RunError(f"another rank was lost ({str(error).splitlines()[0][:120]}); the same command goes on where it was")
