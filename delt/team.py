@@ -7,7 +7,9 @@ comes out is what one process would have made, but for rounding.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,7 +50,8 @@ class Team:
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch 2.15 has a new name for it
         options: dict[str, Any] = {buffers: False}  # SyncNorm keeps them equal
-        return DistributedDataParallel(model, [device] if device.type == "cuda" else None, **options)
+        with self.explained():
+            return DistributedDataParallel(model, [device] if device.type == "cuda" else None, **options)
 
     def share(self, given: Given) -> tuple[Given, float]:
         """This rank's rows of a batch (all tensors with a row per image), and the weight of its loss in the mean over ranks.
@@ -92,10 +95,20 @@ class Team:
 
     def sum(self, count: Tensor) -> Tensor:
         """A count over all ranks."""
-        return joint_sum(count) if self.world else count
+        with self.explained():
+            return joint_sum(count) if self.world else count
 
-    def explained(self, error: RuntimeError) -> Exception:
-        """What is said where a collective operation failed; any other error as it is."""
-        if self.world is None or not any(word in str(error).lower() for word in COLLECTIVE):
-            return error
-        return RunError(f"another rank was lost ({str(error).splitlines()[0][:120]}); the same command goes on where it was")
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Say what it means where a collective operation fails in the block.
+
+        Raises:
+            RunError: another rank was lost.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world is None or not any(word in str(error).lower() for word in COLLECTIVE):
+                raise
+            reason = str(error).splitlines()[0][:120]
+            raise RunError(f"another rank was lost ({reason}); the same command goes on where it was") from error

@@ -160,12 +160,10 @@ class Step:
     def body(self, given: Given) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         own, weight = self.team.share(given)
-        try:
+        with self.team.explained():
             loss = self.loss(*own) * weight if self.team.world else self.loss(*own)
             loss.backward()
             self.raw, self.stopped = self.team.settle(loss.detach())
-        except RuntimeError as error:
-            raise self.team.explained(error) from error
         norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         seen = self.raw + 0 * norm.to(self.raw.dtype)  # the loss, or NaN
         if self.fused:

@@ -26,7 +26,7 @@ from delt.runtime import Emit
 
 PATIENCE = timedelta(minutes=10)  # for a rank that is late: hosts open a large data set at different speeds
 POLL = 0.02  # seconds between two looks at what others did
-FAREWELL = 10.0  # seconds that ranks have to write their checkpoints when the first one ends
+FAREWELL = 3.0  # seconds that the first rank waits, where it failed, for others to write their checkpoints
 
 
 class World:
