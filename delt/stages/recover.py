@@ -87,10 +87,10 @@ def packs_of(teachers: tuple[Teacher, ...], ipc: int, config: RecoverConfig, job
     teacher = teachers[0]
     config = replace(config, flip=teacher.card.flip if config.flip is None else config.flip)
     schedule = _schedule(config, ipc)
-    if config.match == "bn+conv" and not all(one.convolutions for one in teachers):
-        raise ConfigError("recover_match is bn+conv, but a teacher remembers no convolutions: call squeeze.remember(teacher, real)")
     if not schedule.iterations:
         return []
+    if config.match == "bn+conv" and not all(one.convolutions for one in teachers):
+        raise ConfigError("recover_match is bn+conv, but a teacher remembers no convolutions: call squeeze.remember(teacher, real)")
     if config.stages > 1:
         for one in teachers:
             require_side(one.model, one.card.arch, one.card.channels, small_side(one.card.size, config))
