@@ -21,6 +21,7 @@ from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes, resizer, warp
 from delt.data.given import check_order, list_given
 from delt.data.images import RealSet, normalise
+from delt.data.stream import CHUNK
 from delt.errors import DataError, DeltError
 from delt.job import Job
 from delt.runtime import Emit, seed_of, settings, stream
@@ -244,7 +245,7 @@ def cut_out(ranking: Ranking, real: RealSet, tiles: Tensor, members: Sequence[Me
     """The starting images uint8 [n,C,H,W] of (class, image) pairs; tiles [K,tile,image] are rows of the ranking."""
     size, images = real.info.size, []
     labels, numbers = (torch.tensor(part) for part in zip(*members, strict=True))
-    for own in tiles[labels, :, numbers].split(BATCH):
+    for own in tiles[labels, :, numbers].split(max(1, CHUNK // ranking.factor**2)):  # few enough to be decoded without other processes
         rows = own.T.flatten()
         boxes = torch.stack([ranking.top[rows], ranking.left[rows], ranking.height[rows], ranking.width[rows]], 1)
         pixels = _cut(real.train.fetch(ranking.image[rows]).float(), boxes, size // ranking.factor)

@@ -71,7 +71,7 @@ def recover(
     images, units = cache.pixels(_shape(teacher, patches.ipc)), []
     for task, unit in zip(tasks, units_of(tasks, patches, job), strict=True):
         images[task.places(patches.ipc)] = unit.images
-        units.append(replace(unit, images=unit.images[:0]))  # all of a large set would not fit into memory
+        units.append(replace(unit, images=torch.empty(0)))  # all of a large set would not fit into memory
     done = {group: unit.iterations for task, unit in zip(tasks, units, strict=True) for group in task.groups}
     synthetic = _collect(teacher, patches, schedule, done, images, job.seed)
     complete = all(end == group.schedule.iterations for group, end in done.items())
