@@ -105,6 +105,10 @@ ImageSettings: Any = _settings(
     _flag("images", Path | None, "Distilled images from elsewhere, FOLDER/CLASS/*: short for --method given.", "FOLDER"),
     _flag("images_of", str | None, "Data set of the images.", "DATASET", said="dataset"),
 )
+PlanSettings: Any = _settings(
+    "PlanSettings",
+    _flag("machine", str | None, "Whose speed counts: here, cuda, cpu, or a file that `delt bench` wrote.", "NAME|FILE", "(default: here)"),
+)
 FROM_IMAGES = ("config", "method", "ipc", "iterations", "round_iterations", "sub_batches")  # settled by --images, as are rank_ and recover_
 
 
@@ -166,6 +170,18 @@ def _stage(name: str) -> Callable[[Any], None]:
     command.__doc__ = STAGES[name]
     command.__annotations__ = {"settings": ImageSettings if name == "evaluate" else Settings, "return": None}
     return command
+
+
+def plan(settings: Any) -> None:
+    """Say what a run will compute, write and take, before any of it is done: the flags of `delt run`, and --machine."""
+    from delt.analysis.plan import plan_of
+
+    wanted = {name: value for name, value in vars(settings).items() if name != "machine"}
+    config, _ = _configured(Settings(**wanted))
+    print(f"\n{plan_of(config, settings.machine or 'here').table()}\n")
+
+
+plan.__annotations__ = {"settings": PlanSettings, "return": None}
 
 
 def experiment(settings: Any) -> None:
@@ -346,6 +362,7 @@ def models() -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     **{name: _stage(name) for name in STAGES},
     "experiment": experiment,
+    "plan": plan,
     "sweep": sweep,
     "compare": compare,
     "show": show,

@@ -14,7 +14,17 @@ ALL = sorted(DATASETS)
 
 
 def test_the_table_holds_the_named_sets():
-    assert list(DATASETS) == ["digits", "cifar10", "cifar100", "tiny-imagenet", "imagenette", "imagewoof", "imagenet-100", "imagenet-1k"]
+    assert list(DATASETS) == [
+        "digits",
+        "cifar10",
+        "cifar100",
+        "tiny-imagenet",
+        "imagenette",
+        "imagewoof",
+        "imagenet-100",
+        "imagenet-1k",
+        "imagenet-21k",
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)

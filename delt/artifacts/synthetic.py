@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from delt.artifacts import cache
 from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.tables import read_table, table_bytes
 from delt.errors import DataError, IntegrityError
+from delt.runtime import cores
 
 PARTIAL = "partial"  # inside a run folder: the set of a synthesis that was stopped
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode by the number of channels
+AT_ONCE = 64  # images that are compressed before the first of them is written
 MAX_SIDE = 4096  # pixels, as the configuration's data_size; a table that declares more is not ours
 
 
@@ -75,10 +78,12 @@ class SyntheticSet:
 
     def _pngs(self, names: list[str], digests: list[str]) -> Iterator[tuple[str, bytes]]:
         """Name and content of each file; the sha256 of those that were taken goes into `digests`."""
-        for name, image in zip(names, self.images, strict=True):
-            data = png_bytes(image)
-            digests.append(storage.sha256_bytes(data))
-            yield name, data
+        with ThreadPoolExecutor(writers()) as pool:  # compressing takes the time, and lets other threads run meanwhile
+            for first in range(0, len(names), AT_ONCE):
+                part = slice(first, first + AT_ONCE)
+                for name, data in zip(names[part], pool.map(png_bytes, self.images[part]), strict=True):
+                    digests.append(storage.sha256_bytes(data))
+                    yield name, data
 
     def _table(self, names: list[str], digests: list[str]) -> bytes:
         table = pyarrow.table(
@@ -134,6 +139,11 @@ class SyntheticSet:
             return cls(images, *parts, complete=complete)
         except DataError as error:
             raise IntegrityError(f"{path} is damaged: {error}") from error
+
+
+def writers() -> int:
+    """Threads that compress images."""
+    return min(8, cores())
 
 
 def class_folder(index: int, name: str, count: int) -> str:

@@ -174,6 +174,21 @@ def shape_of(name: str, config: DataConfig) -> tuple[int, int, int]:
     return len(listing.classes), *_image_shape(spec, config, listing.full(listing.train))
 
 
+def count_images(name: str, config: DataConfig) -> tuple[int, int]:
+    """Images of a data set for training and for testing: of an own folder those that are there, else the published numbers.
+
+    Raises:
+        DataError: the folder is not there, or holds no classes.
+    """
+    spec = spec_of(name)
+    if spec.images is not None and spec.count:
+        share = len(config.classes) / spec.count if config.classes else 1.0
+        return round(spec.images[0] * share), round(spec.images[1] * share)
+    listing = _listed(spec, config)
+    train, test = (listing.train, listing.test) if listing.test else split(listing, config.val_fraction)
+    return len(train), len(test)
+
+
 def require_files(name: str, config: DataConfig) -> None:
     """Refuse a data set whose folders are not here, without reading a file of them.
 

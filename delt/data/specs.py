@@ -47,6 +47,7 @@ class DatasetSpec:
     words: tuple[str, ...] | None = None  # what `classes` mean, where those are identifiers
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)  # flat settings that suit this set
     preset: str = "paper"  # where none is given
+    images: tuple[int, int] | None = None  # for training and for testing, as published; for plans, where the files are not here
 
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -125,6 +126,7 @@ _ROWS = (
         # split of the training set (benchmarks/LOG.md)
         defaults={"teacher_pad": 1, "recover_bn_weight": 3.0, "recover_lr": 0.1, "recover_min_crop": 0.3},
         preset="demo",  # no paper has a protocol for it
+        images=(1347, 450),
         hint="inside the scikit-learn package",
     ),
     # Standard deviations over all pixels. The often copied (.2023, .1994, .2010) of CIFAR-10 is the mean of the
@@ -141,6 +143,7 @@ _ROWS = (
         floor=60.0,
         source="torchvision",
         folders=("cifar-10-batches-py",),
+        images=(50_000, 10_000),
         hint="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ),
     DatasetSpec(
@@ -155,6 +158,7 @@ _ROWS = (
         floor=30.0,
         source="torchvision",
         folders=("cifar-100-python",),
+        images=(50_000, 10_000),
         hint="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     ),
     DatasetSpec(
@@ -169,6 +173,7 @@ _ROWS = (
         floor=25.0,
         source="folder",
         folders=("tiny-imagenet-200", "tiny-imagenet"),
+        images=(100_000, 10_000),
         hint="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         # SRe2L's squeeze of this set: longer training makes a better teacher and worse synthetic images
         defaults={
@@ -185,6 +190,7 @@ _ROWS = (
         60.0,
         "https://github.com/fastai/imagenette",
         names=IMAGENETTE,
+        images=(9469, 3925),
         folders=("imagenette2", "imagenette2-320", "imagenette2-160", "imagenette"),
     ),
     _imagenet(
@@ -193,6 +199,7 @@ _ROWS = (
         35.0,
         "https://github.com/fastai/imagenette",
         names=IMAGEWOOF,
+        images=(9025, 3929),
         folders=("imagewoof2", "imagewoof2-320", "imagewoof2-160", "imagewoof"),
     ),
     _imagenet(
@@ -201,6 +208,7 @@ _ROWS = (
         40.0,
         "100 class folders of ImageNet-1K",
         folders=("imagenet-100", "imagenet100"),
+        images=(128_000, 5000),  # 1,280 of a class, about: it depends on the hundred
         defaults={"evaluate_full": False},  # days of training
     ),
     _imagenet(
@@ -209,7 +217,17 @@ _ROWS = (
         35.0,
         "https://image-net.org (ILSVRC 2012, with val/ sorted into class folders)",
         folders=("imagenet-1k", "imagenet"),
+        images=(1_281_167, 50_000),
         defaults={"teacher_weights": "IMAGENET1K_V1", "evaluate_full": False},
+    ),
+    _imagenet(
+        "imagenet-21k",  # ImageNet-21K-P of winter 2021 (arXiv 2104.10972), which CDA distils (arXiv 2311.18838)
+        10_450,
+        10.0,
+        "https://github.com/Alibaba-MIIL/ImageNet21K (winter 2021, with train/ and val/ of class folders)",
+        folders=("imagenet-21k", "imagenet21k"),
+        images=(11_060_223, 522_500),
+        defaults={"evaluate_full": False, "iterations": 2000},  # as CDA
     ),
 )
 

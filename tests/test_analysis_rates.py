@@ -1,0 +1,69 @@
+"""Rates: measured on random images in a few seconds, or read from what `delt bench` wrote and scaled by operations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import delt
+from delt.analysis.rates import bench_files, flop, measured, read_bench
+from delt.analysis.space import Shape
+from delt.errors import ConfigError
+
+DIGITS = Shape(10, 1, 8, 1347)
+
+
+def test_operations_are_those_of_the_layers():
+    """convnet3 of width w: three 3 x 3 convolutions at 8, 4 and 2 pixels, and a linear layer; two operations per multiply-add."""
+    w = 5
+    expected = 2 * (9 * 1 * w * 64 + 9 * w * w * 16 + 9 * w * w * 4 + w * 1 * 10)
+    assert flop("convnet3", w, 10, 1, 8) == expected
+
+
+def test_every_kind_of_work_is_measured_here():
+    config = delt.configure("digits", preset="smoke", workers=1, evaluate_students="convnet3-w8,convnet4-w8", evaluate_full=True)
+    rates = measured(config, DIGITS)
+    assert list(rates.train) == ["teacher"] and all(0 < seconds < 0.1 for seconds in rates.train.values())
+    assert set(rates.student) == {(arch, 8, kind) for arch in ("convnet3", "convnet4") for kind in ("soft", "hard", "full")}
+    assert all(0 < seconds < 0.1 for seconds in (*rates.student.values(), *rates.student_look.values(), rates.look, rates.write))
+    assert rates.recover.images[-1] == 50 and rates.memory is not None and rates.memory > 50e6
+
+
+def test_a_wider_network_takes_longer():
+    narrow, wide = (measured(delt.configure("digits", preset="smoke", workers=1, teacher_width=width), DIGITS) for width in (8, 128))
+    assert wide.train["teacher"] > 2 * narrow.train["teacher"]
+    assert wide.recover.seconds[-1] > 2 * narrow.recover.seconds[-1]
+
+
+@pytest.mark.parametrize("machine", ["cpu", "cuda"])
+def test_results_that_come_with_the_package_are_read(machine: str):
+    record = json.loads(bench_files()[machine].read_text())
+    load = next(load for load in record["loads"] if load["load"]["size"] == 32)
+    best = max(load["variants"].values(), key=lambda variant: variant["per_s"])
+    rates = read_bench(machine, delt.configure("cifar10", ipc=50), Shape(10, 3, 32, 50_000))
+    last = best["rounds"][-1]
+    assert rates.recover.rate(last["images"]) == pytest.approx(last["per_s"], rel=0.01)
+    assert record["machine"]["device_name"] in rates.notes[0]
+    if "training" in load:
+        assert rates.train["teacher"] == pytest.approx(1 / load["training"]["teacher_per_s"], rel=0.01)
+        assert not any("training was not measured" in note for note in rates.notes)
+    else:
+        assert any("training was not measured" in note for note in rates.notes)
+
+
+def test_what_was_not_measured_is_scaled_by_operations_and_said():
+    shape = Shape(10, 3, 32, 50_000)
+    one, other = (read_bench("cuda", delt.configure("cifar10", ipc=50, teacher_arch=arch), shape) for arch in ("resnet18", "resnet50"))
+    ratio = flop("resnet50", None, 10, 3, 32) / flop("resnet18", None, 10, 3, 32)
+    assert other.recover.seconds[-1] / one.recover.seconds[-1] == pytest.approx(ratio, rel=0.01)
+    assert any("scaled from its resnet18 at 32 px" in note for note in other.notes)
+    assert not any("scaled from" in note for note in one.notes)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"loads": []}', '{"loads": [{"load": {"size": 32}}]}'])
+def test_a_file_that_is_no_bench_is_refused(text: str, tmp_path: Path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"x\.json holds no results of `delt bench`"):
+        read_bench(str(tmp_path / "x.json"), delt.configure("digits"), DIGITS)
