@@ -37,7 +37,7 @@ def test_a_grid_is_every_combination_the_last_name_fastest(load):
     assert [point.name for point in sweep.points] == [f"round_iterations={r},sub_batches={m}" for r, m in pairs]
     wanted = [delt.configure("digits", preset="smoke", round_iterations=r, sub_batches=m) for r, m in pairs]
     assert [point.config for point in sweep.points] == wanted
-    assert (sweep.name, sweep.title, sweep.jobs) == ("a", "a", 1)
+    assert (sweep.name, sweep.title, sweep.jobs) == ("a", "a", None)
 
 
 def test_a_list_follows_the_grid_and_a_point_may_have_nothing_of_its_own(load):

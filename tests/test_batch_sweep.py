@@ -17,8 +17,10 @@ import pytest
 
 import delt
 from delt.batch import sweep as room
+from delt.batch import work
+from delt.batch.engines import local
 from delt.batch.notebook import NotebookError
-from delt.batch.sweep import is_done, run_point, run_sweep
+from delt.batch.sweep import is_done, run_sweep
 from delt.cli import main
 from delt.errors import ConfigError, DeltError, RunError
 
@@ -149,7 +151,7 @@ def here(monkeypatch):
     def execute(source, target, parameters, **more):
         shutil.copy(source, target)
 
-    monkeypatch.setattr(room, "experiment", experiment)
+    monkeypatch.setattr(work, "experiment", experiment)
     monkeypatch.setattr(room, "execute", execute)
     return done
 
@@ -262,7 +264,7 @@ def no_work(monkeypatch):
     """Points do nothing but what the test says, and there is no summary."""
 
     def use(experiment):
-        monkeypatch.setattr(room, "experiment", experiment)
+        monkeypatch.setattr(work, "experiment", experiment)
         monkeypatch.setattr(room, "summarise", lambda folder: None)
 
     return use
@@ -288,13 +290,13 @@ def test_jobs_run_beside_each_other_and_no_more(no_work, tmp_path):
 def test_each_job_has_its_share_of_the_cores_and_a_gpu_where_there_are_several(no_work, tmp_path, monkeypatch):
     seen = []
     no_work(lambda config, folder, env, **more: seen.append((config.runtime.workers, env)) or time.sleep(0.2))
-    monkeypatch.setattr(room, "cores", lambda: 6)
+    monkeypatch.setattr(local, "cores", lambda: 6)
     points = [{"seed": 0}, {"seed": 1}]
     for found, workers, envs in (
         (["0"], 3, [{}, {}]),
         (["4", "7"], 3, [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]),
     ):
-        monkeypatch.setattr(room, "gpus", lambda found=found: found)
+        monkeypatch.setattr(local, "gpus", lambda found=found: found)
         run_sweep(write(tmp_path, points, workers=None), tmp_path / "out", 2)
         assert sorted(seen, key=str) == [(workers, env) for env in envs]
         seen.clear()
@@ -326,21 +328,6 @@ def test_ctrl_c_ends_the_kernels_and_what_was_running_waits(no_work, tmp_path, m
         run_sweep(write(tmp_path, [{"seed": seed} for seed in range(3)]), tmp_path / "out", 1)
     assert ended == ["seed=0"] and not list(tmp_path.rglob("error.txt"))
     assert {point["state"] for point in json.loads((tmp_path / "out" / "sweep.json").read_text())["points"]} == {"waiting"}
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), DeltError("one\nline"), MemoryError()])
-def test_a_point_never_raises(error, no_work, tmp_path):
-    def experiment(*rest, **more):
-        raise error
-
-    no_work(experiment)
-    outcome = run_point(delt.configure("digits", preset="smoke"), tmp_path)
-    assert outcome.state == "failed" and outcome.error and len(outcome.error.splitlines()) == 1
-    text = (tmp_path / "error.txt").read_text()
-    assert text.splitlines()[0] == outcome.error and "Traceback" in text and "in experiment" in text
-    no_work(lambda *rest, **more: None)
-    assert run_point(delt.configure("digits", preset="smoke"), tmp_path).state == "done"
-    assert not (tmp_path / "error.txt").exists()
 
 
 def test_out_is_beside_the_other_runs_by_default(no_work, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 import delt
-from delt.batch.engine import QUIET
+from delt.batch.kernels import QUIET
 from delt.errors import Stopped
 from delt.signals import Reins, deafen, heeded
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import pytest
 
-from delt.batch.engine import Kernels
+from delt.batch.kernels import Kernels
 from delt.batch.notebook import NotebookError, execute
 
 
