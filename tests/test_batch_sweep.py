@@ -20,7 +20,8 @@ from delt.batch import sweep as room
 from delt.batch import work
 from delt.batch.engines import local
 from delt.batch.notebook import NotebookError
-from delt.batch.sweep import is_done, run_sweep
+from delt.batch.sweep import check, is_done, run_sweep
+from delt.batch.work import Outcome
 from delt.cli import main
 from delt.errors import ConfigError, DeltError, RunError
 
@@ -132,6 +133,103 @@ def test_the_notebook_of_a_killed_kernel_is_whole_again(twice):
     outputs = [output for cell in book["cells"] for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert (twice["out"] / "ipc=3" / "experiment.html").exists()
+
+
+# ------------------------------------------------------- what a sweep asks of an engine
+
+
+class Pretended:
+    """An engine that does nothing: each point ends with the next of its outcomes."""
+
+    pause = 0.0
+
+    def __init__(self, room, outcomes):
+        self.room, self.outcomes, self.given, self.most, self.stopped = room, outcomes, [], 0, 0
+        self.live = set()
+
+    def submit(self, works):
+        self.given.append([work.folder.name for work in works])
+        tasks = [PretendedTask(self, work.folder.name) for work in works]
+        self.live |= set(tasks)
+        self.most = max(self.most, len(self.live))
+        return tasks
+
+    def stop(self):
+        self.stopped += 1
+
+
+class PretendedTask:
+    def __init__(self, engine, name):
+        self.engine, self.name = engine, name
+
+    def running(self):
+        return self in self.engine.live
+
+    def outcome(self):
+        self.engine.live.discard(self)
+        return self.engine.outcomes[self.name].pop(0)
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    def use(room_for, outcomes):
+        engine = Pretended(room_for, {name: list(each) for name, each in outcomes.items()})
+        monkeypatch.setattr(room, "open_engine", lambda *given: engine)
+        monkeypatch.setattr(room, "summarise", lambda folder: None)
+        return engine
+
+    return use
+
+
+DONE = Outcome("done", 1.0)
+
+
+def test_an_engine_has_as_many_points_as_it_has_room_for(pretend, tmp_path):
+    file = write(tmp_path, [{"seed": seed} for seed in range(5)])
+    names = [f"seed={seed}" for seed in range(5)]
+    for space, given in ((2, [names[:2], names[2:4], names[4:]]), (99, [names])):
+        engine = pretend(space, {name: [DONE] for name in names})
+        assert run_sweep(file, tmp_path / "out", engine="slurm").done == tuple(names)
+        assert engine.given == given and engine.most == min(space, 5) and engine.stopped == 1
+
+
+def test_a_point_that_its_machine_stopped_is_given_again(pretend, tmp_path):
+    engine = pretend(9, {"seed=0": [None, Outcome("stopped", 1.0), None, DONE], "seed=1": [DONE]})
+    assert run_sweep(write(tmp_path, [{"seed": 0}, {"seed": 1}]), tmp_path / "out").done == ("seed=0", "seed=1")
+    assert engine.given == [["seed=0", "seed=1"], ["seed=0"]]
+
+
+def test_a_point_that_nobody_could_write_about_has_its_error_in_its_folder(pretend, tmp_path):
+    pretend(9, {"seed=0": [Outcome("failed", 1.0, "job 7 was killed")], "seed=1": [DONE]})
+    result = run_sweep(write(tmp_path, [{"seed": 0}, {"seed": 1}]), tmp_path / "out")
+    assert result.failed == {"seed=0": "job 7 was killed"}
+    assert (tmp_path / "out" / "seed=0" / "error.txt").read_text() == "job 7 was killed\n"
+
+
+def test_an_engine_is_stopped_whatever_happens(pretend, tmp_path, monkeypatch):
+    engine = pretend(9, {"seed=0": []})
+    with pytest.raises(IndexError):
+        run_sweep(write(tmp_path, [{"seed": 0}]), tmp_path / "out")
+    assert engine.stopped == 1
+    engine = pretend(9, {"seed=0": [None] * 99})
+    monkeypatch.setattr(room.Board, "running", lambda *rest: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(DeltError, match="stopped by SIGTERM"):
+        run_sweep(write(tmp_path, [{"seed": 0}]), tmp_path / "out")
+    assert engine.stopped == 1
+
+
+def test_an_engine_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match="unknown engine 'cloud'"):
+        run_sweep(tmp_path / "nowhere.yaml", tmp_path / "out", engine="cloud")
+
+
+def test_a_gpu_may_be_elsewhere(tmp_path):
+    from delt.batch.points import load_sweep
+
+    (point,) = load_sweep(write(tmp_path, [{"device": "cuda:7"}])).points
+    check(point, tmp_path, here=False)
+    with pytest.raises(ConfigError, match=r"point device=cuda-7.*: device is 'cuda:7'"):
+        check(point, tmp_path)
 
 
 # ------------------------------------------------------- the same without kernels, whose work is tested above
@@ -261,7 +359,7 @@ def test_a_sweep_in_use_is_refused(here, tmp_path):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """Points do nothing but what the test says, and there is no summary."""
+    """Points do nothing but what the test says, in threads, and there is no summary."""
 
     def use(experiment):
         monkeypatch.setattr(work, "experiment", experiment)

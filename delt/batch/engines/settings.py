@@ -11,7 +11,7 @@ from delt.errors import ConfigError, unknown
 
 LEAST = {"time": 1, "cpus": 1}  # of anything else 0
 CLUSTERS = ("slurm", "local")
-WORDS = {int: "a whole number", float: "a number", str: "a text", dict: "a mapping of sbatch's options to values"}
+WORDS = {int: "a whole number", float: "a whole number, or a part of 1", str: "a text", dict: "a mapping of sbatch's options to values"}
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,14 @@ def settings(kind: type[Kind], given: Mapping[str, Any], place: str) -> Kind:
 def _problem(name: str, value: Any, hint: Any) -> str:
     """What is allowed in the place of a value; empty where it is."""
     wanted = next(part for part in (typing.get_origin(hint) or hint, *typing.get_args(hint)) if part in WORDS)
-    least = LEAST.get(name, 0)
     fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
-    if name == "cluster" and value not in CLUSTERS:
-        return " or ".join(CLUSTERS)
-    if wanted in (int, float):
-        return "" if fits and value >= least else f"{WORDS[wanted]} of at least {least}"
+    if name == "cluster":
+        return "" if value in CLUSTERS else " or ".join(CLUSTERS)
+    if wanted is dict:
+        fits = fits and all(isinstance(key, str) and isinstance(item, str | int | float) for key, item in value.items())
+    if wanted is float:
+        fits = fits and (0 <= value <= 1 or (value > 1 and float(value).is_integer()))
+    least = LEAST.get(name, 0)
+    if wanted is int:
+        return "" if fits and value >= least else f"{WORDS[int]} of at least {least}"
     return "" if fits else WORDS[wanted]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from delt.signals import unheard
 NOTICE = 90  # seconds before the end of a job's time at which it is told
 GRACE = 60.0  # seconds of them that a run has for its step and its checkpoint
 REQUEUES = 100  # ends of time that one job may live to see
-PATIENCE = 60.0  # seconds between two questions to Slurm, and that a shared disk may take to show a result
+PATIENCE = 60.0  # seconds between two questions to Slurm, and until a job without a node and without a result is given up
 
 
 class Job:
@@ -57,38 +58,51 @@ class Job:
 
 
 class SlurmTask:
-    """A point in a Slurm job."""
+    """A point in a Slurm job; `look` asks Slurm how all jobs are, if that was long ago."""
 
-    def __init__(self, job: submitit.Job[Outcome]) -> None:
-        self.job, self._begun, self._ended = job, time.monotonic(), 0.0
+    def __init__(self, job: submitit.Job[Outcome], look: Callable[[], None]) -> None:
+        self.job, self._look = job, look
+        self._begun, self._gone = time.monotonic(), 0.0  # when the job was first seen without a node and without a result
 
     def running(self) -> bool:
-        """Whether Slurm says that it runs; for long jobs the word may be minutes old."""
+        """Whether Slurm says that it runs; for long jobs the word may be a minute old."""
         return str(self.job.state) == "RUNNING"
 
     def outcome(self) -> Outcome | None:
         """How it ended, or None."""
-        if not self.job.done():
-            return None
-        if not self.job.paths.result_pickle.exists():
-            return self._without_result()
-        error = self.job.exception()
-        found = self._failed(str(error).strip().splitlines()[-1]) if error else self.job.result()
-        if found.state == "stopped" and str(self.job.state).startswith("CANCELLED"):
+        self._look()
+        if self.job.done():
+            return self._result() if self.job.paths.result_pickle.exists() else self._lost()
+        if str(self.job.state).startswith("PREEMPTED"):  # for good, where Slurm does not requeue it
+            return Outcome("stopped", self._seconds()) if self._gone_for(PATIENCE) else None
+        self._gone = 0.0
+        return None
+
+    def _result(self) -> Outcome:
+        if error := self.job.exception():
+            return self._failed(str(error).strip().splitlines()[-1])
+        found = self.job.result()
+        if found.state == "stopped" and self.job.get_info().get("State", "").startswith("CANCELLED"):
             return self._failed("was cancelled with scancel")
         return found
 
-    def _without_result(self) -> Outcome | None:
-        now, local = time.monotonic(), isinstance(self.job, submitit.LocalJob)
-        self._ended = self._ended or now
-        if not local and now - self._ended < PATIENCE:
+    def _lost(self) -> Outcome | None:
+        local = isinstance(self.job, submitit.LocalJob)
+        if not local and not self._gone_for(PATIENCE):  # as long as a shared disk may take to show a result
             return None
         state = "" if local else f" (Slurm says {self.job.state})"
         return self._failed(f"ended without a result{state}: it was killed, ran out of memory, or lost its node")
 
     def _failed(self, what: str) -> Outcome:
         words = f"job {self.job.job_id} {what}; {self.job.paths.stderr} may say more; the same command goes on where it was"
-        return Outcome("failed", time.monotonic() - self._begun, words)
+        return Outcome("failed", self._seconds(), words)
+
+    def _gone_for(self, seconds: float) -> bool:
+        self._gone = self._gone or time.monotonic()
+        return time.monotonic() - self._gone >= seconds
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._begun
 
 
 class SlurmEngine:
@@ -129,22 +143,31 @@ class SlurmEngine:
                 jobs = self._executor.submit_array([Job(work, self._asked.cpus) for work in works])
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
             raise DeltError(f"Slurm took no jobs: {' '.join(str(error).split())}") from error
-        tasks = [SlurmTask(job) for job in jobs]
+        tasks = [SlurmTask(job, self._look) for job in jobs]
         self.tasks += tasks
         return tasks
 
     def stop(self) -> None:
         """Cancel all jobs that this engine submitted; those that run have some seconds for their step and a checkpoint."""
-        until = time.monotonic() + GRACE
-        left = [task.job for task in self.tasks if not task.job.done()]
+        until, left = time.monotonic() + GRACE, self._left()
         if left and not self.local:
-            _cancel(left)
+            subprocess.call(["scancel", *(job.job_id for job in left)])
         while left and time.monotonic() < until:
             for job in left if self.local else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(job.job_id), signal.SIGTERM)  # which it passes on; again, since one that is starting may miss it
-            time.sleep(0.5)
-            left = [job for job in left if not job.done(force_check=True)]
+            time.sleep(self.pause)
+            self._look(every=self.pause)
+            left = self._left()
+
+    def _left(self) -> list[submitit.Job[Outcome]]:
+        return [task.job for task in self.tasks if not task.job.done()]
+
+    def _look(self, every: float = PATIENCE) -> None:
+        """Ask Slurm how all jobs are; submitit's own questions come ever more rarely."""
+        if not self.local and time.monotonic() - self._looked >= every:
+            submitit.SlurmJob.watcher.update()
+            self._looked = time.monotonic()
 
 
 def _parameters(asked: SlurmSettings, jobs: int, name: str) -> dict[str, Any]:
@@ -162,8 +185,3 @@ def _parameters(asked: SlurmSettings, jobs: int, name: str) -> dict[str, Any]:
         "slurm_additional_parameters": options,
         **{key: value or None for key, value in texts.items()},
     }
-
-
-def _cancel(jobs: Sequence[submitit.Job[Any]]) -> None:
-    for job in jobs:
-        job.cancel(check=False)
