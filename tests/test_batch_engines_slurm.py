@@ -84,9 +84,10 @@ def pretended(tmp_path, monkeypatch):
     """The folder in which sbatch leaves its script as script.sh and scancel its words, and from which sacct reads states."""
     folder = tmp_path / "slurm"
     folder.mkdir()
+    number = f"{time.time_ns() % 10**9}$(wc -l < {folder}/count)"  # submitit remembers numbers of jobs
     commands = {
         "srun": "exit 1",
-        "sbatch": f'cp "$1" {folder}/script.sh; echo x >> {folder}/count; echo Submitted batch job {time.time_ns() % 10**9}$(wc -l < {folder}/count)',
+        "sbatch": f'cp "$1" {folder}/script.sh; echo x >> {folder}/count; echo "Submitted batch job {number}"',
         "sacct": f"echo 'JobID|State|NodeList'; cat {folder}/states",
         "scancel": f"echo $* >> {folder}/cancelled; sed -i 's/RUNNING/CANCELLED by 7/' {folder}/states",
     }
