@@ -6,6 +6,8 @@ kills      a run on digits in a process of its own is killed (SIGKILL) at random
            again and again; each time it has to end with the bytes of a run that nothing disturbed
 mutants    one fsync, rename or hash check is taken out of the code: tests/test_faults.py or test_storage.py has to fail
 units      a synthesis of a thousand groups: memory and open files may not grow with them
+sweeps     12 smoke points through each engine (local, slurm as processes of this machine, ray), one worker killed in the middle,
+           then the same command again: all points have to be done, with the same results in the same places
 cost       seconds of a checkpoint of 60 MB, and the share of a run's time that goes into writing
 """
 
@@ -78,7 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")
-    parts = {"cost": cost, "units": units, "faults": faults, "fuzz": fuzz, "kills": lambda: kills(given.kills), "mutants": mutants}
+    parts = {"cost": cost, "units": units, "faults": faults, "fuzz": fuzz, "sweeps": sweeps}
+    parts |= {"kills": lambda: kills(given.kills), "mutants": mutants}
     parser.add_argument("--only", choices=tuple(parts), help="measure this part again, and keep the figures of the others")
     given = parser.parse_args()
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.only and given.out.exists() else {}
@@ -200,6 +203,62 @@ def names(out: Path) -> Iterator[str]:
 def content(out: Path) -> str:
     files = [out / name for name in FILES] + sorted((out / "synthetic").rglob("*.png"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def sweeps() -> dict[str, Any]:
+    """Per engine the commands that it took, the points that were done after each, and the kills; then whether all agree."""
+    found: dict[str, Any] = {"points": 12}
+    with tempfile.TemporaryDirectory() as folder:
+        file, results = Path(folder) / "twelve.yaml", {}
+        parameters = {"dataset": "digits", "preset": "smoke", "workers": 1}
+        grid = {"round_iterations": [2, 4], "sub_batches": [2, 4], "seed": [0, 1, 2]}
+        file.write_text(json.dumps({"parameters": parameters, "grid": grid, "jobs": 2, "slurm": {"cluster": "local"}}))
+        for engine in ("local", "slurm", "ray"):
+            begun, out = time.monotonic(), Path(folder) / engine
+            env = {**os.environ, "DELT_CACHE": str(Path(folder) / f"cache-{engine}")}
+            command = [sys.executable, "-m", "delt", "sweep", str(file), "--engine", engine, "--out", str(out)]
+            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+            killed = kill_one(process, out, engine)
+            codes, done = [process.wait()], [points_done(out)]
+            while codes[-1] and len(codes) < 4:
+                codes.append(subprocess.run(command, env=env, stdout=subprocess.DEVNULL).returncode)
+                done.append(points_done(out))
+            results[engine] = sweep_results(out)
+            found[engine] = {"kills": killed, "exit_codes": codes, "done": done, "seconds": round(time.monotonic() - begun, 1)}
+    found["files_compared"] = len(results["local"])
+    found["identical"] = all(each == results["local"] for each in results.values())
+    return found
+
+
+def kill_one(process: subprocess.Popen[bytes], out: Path, engine: str) -> int:
+    """Kill a worker once half of the points are done: the kernel, or the process of Slurm's job or Ray's task above it."""
+    while process.poll() is None:
+        time.sleep(0.05)
+        if points_done(out) < 6:
+            continue
+        for lock in out.glob("*/run/.work/lock"):
+            with contextlib.suppress(OSError, ValueError, ProcessLookupError):
+                _, pid, *_ = lock.read_text().split()
+                if not (lock.parent / "stages").is_dir():  # it just begins
+                    continue
+                parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+                os.kill(int(pid if engine == "local" else parent), signal.SIGKILL)
+                return 1
+    return 0
+
+
+def points_done(out: Path) -> int:
+    return len(list(out.glob("*/experiment.html")))
+
+
+def sweep_results(out: Path) -> dict[str, str]:
+    """What each point left: hashes of its images, scores and rankings, and the places of all other files."""
+    files = [path for path in sorted(out.glob("*/**/*")) if path.is_file() and path.relative_to(out).parts[0] != "logs"]
+    same = {*FILES}
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() if path.name in same or path.suffix == ".png" else ""
+        for path in files
+    }
 
 
 def mutants() -> dict[str, str]:

@@ -198,17 +198,18 @@ def experiment(settings: Any) -> None:
 experiment.__annotations__ = {"settings": Settings, "return": None}
 
 
-def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int | None = None) -> None:
+def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int | None = None, engine: str = "local") -> None:
     """Run a grid or a list of points, each in the experiment notebook; the same command does what is missing or failed.
 
     Args:
         file: sweep file (papermill_runs/sweeps/*.yaml).
         out: folder of the sweep; papermill_runs/NAME where not given.
-        jobs: points at a time; the file's, or 1, where not given.
+        jobs: points at a time; where not given the file's, or 1, on a cluster as many as fit.
+        engine: where points run: local, slurm or ray.
     """
     from delt.batch import run_sweep
 
-    result = run_sweep(file, out, jobs)
+    result = run_sweep(file, out, jobs, engine)
     print(f"\n{len(result.done)} points done, {len(result.failed)} failed")
     for name, error in result.failed.items():
         print(f"  {name}: {visible(error)}\n    {result.out / name / 'error.txt'}")

@@ -96,6 +96,19 @@ def heeded(at_once: Callable[[], None] | None = None) -> Iterator[Reins]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Processes that start in the block hear nothing of Ctrl-C and of a closed terminal, which tells all of its processes.
+
+    This one hears of it after the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def deafen(*_: object) -> None:
     """In a worker process: leave signals to the process that started it, since a terminal sends them to all."""
     for name in NAMES:

@@ -10,7 +10,9 @@ import pytest
 
 import delt
 from delt.analysis.plan import GPUS, Plan, makespan, packing_of, plan_of, quantity
-from delt.analysis.rates import flop
+from delt.analysis.rates import flop, read_bench
+from delt.analysis.space import Shape
+from delt.analysis.speed import groups_of
 from delt.errors import ConfigError
 from delt.grouping import packs
 from delt.schedule import plan
@@ -90,10 +92,6 @@ def test_units_are_dealt_the_dearest_first(costs: list[float], processes: int):
 
 
 def test_packing_is_as_configured_or_what_keeps_a_gpu_busy():
-    from delt.analysis.rates import read_bench
-    from delt.analysis.space import Shape
-    from delt.analysis.speed import groups_of
-
     config, shape = delt.configure("cifar10", ipc=50), Shape(10, 3, 32, 50_000)
     rates = read_bench("cuda", config, shape)
     assert packing_of(delt.configure("cifar10", ipc=50, packing=3), shape, rates, True) == 3

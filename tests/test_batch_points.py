@@ -37,7 +37,7 @@ def test_a_grid_is_every_combination_the_last_name_fastest(load):
     assert [point.name for point in sweep.points] == [f"round_iterations={r},sub_batches={m}" for r, m in pairs]
     wanted = [delt.configure("digits", preset="smoke", round_iterations=r, sub_batches=m) for r, m in pairs]
     assert [point.config for point in sweep.points] == wanted
-    assert (sweep.name, sweep.title, sweep.jobs) == ("a", "a", 1)
+    assert (sweep.name, sweep.title, sweep.jobs) == ("a", "a", None)
 
 
 def test_a_list_follows_the_grid_and_a_point_may_have_nothing_of_its_own(load):
@@ -221,3 +221,18 @@ def test_a_file_that_means_more_than_it_holds_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_sweep(path)
+
+
+def test_what_a_cluster_is_asked_for_stands_in_the_file(load):
+    sweep = load(BASE + "points: [{}]\nslurm: {partition: gpu, time: 240, gpus: 1}\nray: {gpus: 0.5}")
+    assert (sweep.slurm.partition, sweep.slurm.time, sweep.slurm.gpus, sweep.ray.gpus) == ("gpu", 240, 1, 0.5)
+    assert load(BASE + "points: [{}]").slurm.cluster == "slurm"
+    with pytest.raises(ConfigError, match=r"a\.yaml, slurm: unknown field 'partion': did you mean 'partition'"):
+        load(BASE + "points: [{}]\nslurm: {partion: gpu}")
+    with pytest.raises(ConfigError, match=r"a\.yaml: ray is 'auto'; allowed is a mapping of names to values"):
+        load(BASE + "points: [{}]\nray: auto")
+
+
+def test_a_time_with_colons_is_refused(load):
+    with pytest.raises(ConfigError, match="YAML takes 4:00:00 for a number to the base 60: a time is a number of minutes"):
+        load(BASE + "points: [{}]\nslurm: {time: 4:00:00}")

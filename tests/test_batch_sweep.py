@@ -17,8 +17,11 @@ import pytest
 
 import delt
 from delt.batch import sweep as room
+from delt.batch import work
+from delt.batch.engines import local
 from delt.batch.notebook import NotebookError
-from delt.batch.sweep import is_done, run_point, run_sweep
+from delt.batch.sweep import check, is_done, run_sweep
+from delt.batch.work import Outcome
 from delt.cli import main
 from delt.errors import ConfigError, DeltError, RunError
 
@@ -132,6 +135,103 @@ def test_the_notebook_of_a_killed_kernel_is_whole_again(twice):
     assert (twice["out"] / "ipc=3" / "experiment.html").exists()
 
 
+# ------------------------------------------------------- what a sweep asks of an engine
+
+
+class Pretended:
+    """An engine that does nothing: each point ends with the next of its outcomes."""
+
+    pause = 0.0
+
+    def __init__(self, room, outcomes):
+        self.room, self.outcomes, self.given, self.most, self.stopped = room, outcomes, [], 0, 0
+        self.live = set()
+
+    def submit(self, works):
+        self.given.append([work.folder.name for work in works])
+        tasks = [PretendedTask(self, work.folder.name) for work in works]
+        self.live |= set(tasks)
+        self.most = max(self.most, len(self.live))
+        return tasks
+
+    def stop(self):
+        self.stopped += 1
+
+
+class PretendedTask:
+    def __init__(self, engine, name):
+        self.engine, self.name = engine, name
+
+    def running(self):
+        return self in self.engine.live
+
+    def outcome(self):
+        self.engine.live.discard(self)
+        return self.engine.outcomes[self.name].pop(0)
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    def use(room_for, outcomes):
+        engine = Pretended(room_for, {name: list(each) for name, each in outcomes.items()})
+        monkeypatch.setattr(room, "open_engine", lambda *given: engine)
+        monkeypatch.setattr(room, "summarise", lambda folder: None)
+        return engine
+
+    return use
+
+
+DONE = Outcome("done", 1.0)
+
+
+def test_an_engine_has_as_many_points_as_it_has_room_for(pretend, tmp_path):
+    file = write(tmp_path, [{"seed": seed} for seed in range(5)])
+    names = [f"seed={seed}" for seed in range(5)]
+    for space, given in ((2, [names[:2], names[2:4], names[4:]]), (99, [names])):
+        engine = pretend(space, {name: [DONE] for name in names})
+        assert run_sweep(file, tmp_path / "out", engine="slurm").done == tuple(names)
+        assert engine.given == given and engine.most == min(space, 5) and engine.stopped == 1
+
+
+def test_a_point_that_its_machine_stopped_is_given_again(pretend, tmp_path):
+    engine = pretend(9, {"seed=0": [None, Outcome("stopped", 1.0), None, DONE], "seed=1": [DONE]})
+    assert run_sweep(write(tmp_path, [{"seed": 0}, {"seed": 1}]), tmp_path / "out").done == ("seed=0", "seed=1")
+    assert engine.given == [["seed=0", "seed=1"], ["seed=0"]]
+
+
+def test_a_point_that_nobody_could_write_about_has_its_error_in_its_folder(pretend, tmp_path):
+    pretend(9, {"seed=0": [Outcome("failed", 1.0, "job 7 was killed")], "seed=1": [DONE]})
+    result = run_sweep(write(tmp_path, [{"seed": 0}, {"seed": 1}]), tmp_path / "out")
+    assert result.failed == {"seed=0": "job 7 was killed"}
+    assert (tmp_path / "out" / "seed=0" / "error.txt").read_text() == "job 7 was killed\n"
+
+
+def test_an_engine_is_stopped_whatever_happens(pretend, tmp_path, monkeypatch):
+    engine = pretend(9, {"seed=0": []})
+    with pytest.raises(IndexError):
+        run_sweep(write(tmp_path, [{"seed": 0}]), tmp_path / "out")
+    assert engine.stopped == 1
+    engine = pretend(9, {"seed=0": [None] * 99})
+    monkeypatch.setattr(room.Board, "running", lambda *rest: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(DeltError, match="stopped by SIGTERM"):
+        run_sweep(write(tmp_path, [{"seed": 0}]), tmp_path / "out")
+    assert engine.stopped == 1
+
+
+def test_an_engine_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match="unknown engine 'cloud'"):
+        run_sweep(tmp_path / "nowhere.yaml", tmp_path / "out", engine="cloud")
+
+
+def test_a_gpu_may_be_elsewhere(tmp_path):
+    from delt.batch.points import load_sweep
+
+    (point,) = load_sweep(write(tmp_path, [{"device": "cuda:7"}])).points
+    check(point, tmp_path, here=False)
+    with pytest.raises(ConfigError, match=r"point device=cuda-7.*: device is 'cuda:7'"):
+        check(point, tmp_path)
+
+
 # ------------------------------------------------------- the same without kernels, whose work is tested above
 
 
@@ -149,7 +249,7 @@ def here(monkeypatch):
     def execute(source, target, parameters, **more):
         shutil.copy(source, target)
 
-    monkeypatch.setattr(room, "experiment", experiment)
+    monkeypatch.setattr(work, "experiment", experiment)
     monkeypatch.setattr(room, "execute", execute)
     return done
 
@@ -259,10 +359,10 @@ def test_a_sweep_in_use_is_refused(here, tmp_path):
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """Points do nothing but what the test says, and there is no summary."""
+    """Points do nothing but what the test says, in threads, and there is no summary."""
 
     def use(experiment):
-        monkeypatch.setattr(room, "experiment", experiment)
+        monkeypatch.setattr(work, "experiment", experiment)
         monkeypatch.setattr(room, "summarise", lambda folder: None)
 
     return use
@@ -288,13 +388,13 @@ def test_jobs_run_beside_each_other_and_no_more(no_work, tmp_path):
 def test_each_job_has_its_share_of_the_cores_and_a_gpu_where_there_are_several(no_work, tmp_path, monkeypatch):
     seen = []
     no_work(lambda config, folder, env, **more: seen.append((config.runtime.workers, env)) or time.sleep(0.2))
-    monkeypatch.setattr(room, "cores", lambda: 6)
+    monkeypatch.setattr(local, "cores", lambda: 6)
     points = [{"seed": 0}, {"seed": 1}]
     for found, workers, envs in (
         (["0"], 3, [{}, {}]),
         (["4", "7"], 3, [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]),
     ):
-        monkeypatch.setattr(room, "gpus", lambda found=found: found)
+        monkeypatch.setattr(local, "gpus", lambda found=found: found)
         run_sweep(write(tmp_path, points, workers=None), tmp_path / "out", 2)
         assert sorted(seen, key=str) == [(workers, env) for env in envs]
         seen.clear()
@@ -326,21 +426,6 @@ def test_ctrl_c_ends_the_kernels_and_what_was_running_waits(no_work, tmp_path, m
         run_sweep(write(tmp_path, [{"seed": seed} for seed in range(3)]), tmp_path / "out", 1)
     assert ended == ["seed=0"] and not list(tmp_path.rglob("error.txt"))
     assert {point["state"] for point in json.loads((tmp_path / "out" / "sweep.json").read_text())["points"]} == {"waiting"}
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), DeltError("one\nline"), MemoryError()])
-def test_a_point_never_raises(error, no_work, tmp_path):
-    def experiment(*rest, **more):
-        raise error
-
-    no_work(experiment)
-    outcome = run_point(delt.configure("digits", preset="smoke"), tmp_path)
-    assert outcome.state == "failed" and outcome.error and len(outcome.error.splitlines()) == 1
-    text = (tmp_path / "error.txt").read_text()
-    assert text.splitlines()[0] == outcome.error and "Traceback" in text and "in experiment" in text
-    no_work(lambda *rest, **more: None)
-    assert run_point(delt.configure("digits", preset="smoke"), tmp_path).state == "done"
-    assert not (tmp_path / "error.txt").exists()
 
 
 def test_out_is_beside_the_other_runs_by_default(no_work, tmp_path, monkeypatch):

@@ -293,10 +293,18 @@ def test_a_sweep_says_what_was_done_and_failed(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(
             "delt.batch.run_sweep", lambda *given, failed=failed: calls.append(given) or Result(tmp_path, ("ipc=2",), failed)
         )
-        found, out, _ = delt(capsys, "sweep", "a.yaml", "--jobs", "2", "--out", tmp_path)
+        found, out, _ = delt(capsys, "sweep", "a.yaml", "--jobs", "2", "--out", tmp_path, "--engine", "ray")
         assert found == code and f"1 points done, {len(failed)} failed" in out and str(tmp_path / "summary.html") in out
         assert not failed or f"ipc=3: too few\n    {tmp_path / 'ipc=3' / 'error.txt'}" in out
-    assert [(str(file), out, jobs) for file, out, jobs in calls] == [("a.yaml", tmp_path, 2)] * 2
+    assert [(str(file), *rest) for file, *rest in calls] == [("a.yaml", tmp_path, 2, "ray")] * 2
+
+
+def test_an_unknown_engine_names_those_there_are(tmp_path, capsys):
+    assert delt(capsys, "sweep", tmp_path / "a.yaml", "--engine", "cloud") == (
+        2,
+        "",
+        "delt: unknown engine 'cloud': known are local, slurm, ray\n",
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])

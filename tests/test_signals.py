@@ -14,9 +14,9 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 import delt
-from delt.batch.engine import QUIET
+from delt.batch.kernels import QUIET
 from delt.errors import Stopped
-from delt.signals import Reins, deafen, heeded
+from delt.signals import Reins, deafen, heeded, unheard
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -124,3 +124,14 @@ def test_a_kernels_stop_button_leaves_a_part_to_be_shown_and_the_same_cell_goes_
     assert delt.load(tmp_path / "run").synthetic.complete and delt.verify(tmp_path / "run") == []
     for name in ("scores.json", "synthetic.parquet", "snapshots.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+def test_a_process_from_an_unheard_block_is_not_told_and_this_one_is_told_later():
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGHUP); print('here')"
+    with heeded() as reins:
+        with unheard():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not reins.signal
+            assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "here\n"
+        assert reins.signal == signal.SIGINT
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == ""

@@ -6,7 +6,8 @@
 from delt.batch.notebook import NotebookError, execute, experiment, parameters_cell, refresh, tagged, template, to_html
 from delt.batch.points import Point, Sweep, load_sweep
 from delt.batch.report import read_sweep
-from delt.batch.sweep import Outcome, run_point, run_sweep
+from delt.batch.sweep import run_sweep
+from delt.batch.work import Outcome, run_point
 
 __all__ = [
     "NotebookError",

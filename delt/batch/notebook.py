@@ -23,7 +23,7 @@ from delt.signals import heeded
 from delt.storage import make_folder, write_bytes
 
 if TYPE_CHECKING:
-    from delt.batch.engine import Kernels
+    from delt.batch.kernels import Kernels
 
 NAME = "experiment"
 RUN = "run"  # the run folder beside the notebook
@@ -69,7 +69,7 @@ def experiment(
         make_folder(folder)
     except OSError as error:
         raise DeltError(f"cannot use {folder}: {error.strerror or error}; choose another --out") from error
-    from delt.batch.engine import Kernels
+    from delt.batch.kernels import Kernels
 
     notebook, kernels = folder / f"{NAME}.ipynb", kernels or Kernels()
     with heeded(kernels.ask) as reins:
@@ -116,19 +116,20 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from delt.batch import engine
+    from delt.batch.kernels import NAME as ENGINE
+    from delt.batch.kernels import Kernels
 
     try:
         papermill.execute_notebook(
             _literally(source),
             _literally(target),
             dict(parameters),
-            engine_name=engine.NAME,
+            engine_name=ENGINE,
             kernel_name="python3",
             progress_bar={"desc": target.parent.name, "unit": "cell"} if bar else False,
             folder=str(target.parent),
             env={"PYDEVD_DISABLE_FILE_VALIDATION": "1", **(env or {})},
-            kernels=kernels or engine.Kernels(),
+            kernels=kernels or Kernels(),
         )
     except PapermillExecutionError as error:
         words = f"the notebook stopped: {error.ename}: {error.evalue} ({target} holds the traceback)"

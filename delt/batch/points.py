@@ -1,7 +1,7 @@
 """Sweep files: a grid or a list over the parameters of the experiment, read into points that are checked one by one.
 
 title: EarlyLate                # optional
-jobs: 2                         # points at a time (default 1)
+jobs: 2                         # points at a time
 parameters: {preset: demo}      # the same for all points
 grid:                           # every combination of these
   round_iterations: [40, 80]
@@ -9,6 +9,8 @@ grid:                           # every combination of these
 points:                         # and these
   - {method: random}
 reference: {method: random}     # the point that the summary holds the others against (default: the first)
+slurm: {partition: gpu, gpus: 1}  # what each point asks for with --engine slurm: see delt.batch.engines.settings
+ray: {address: auto, gpus: 1}     # and with --engine ray
 
 Names and types are those of the notebook's parameters. Relative paths count from the current folder.
 """
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from delt.batch.engines.settings import RaySettings, SlurmSettings, settings
 from delt.config import MOST_INT, RunConfig, flatten
 from delt.errors import ConfigError, DeltError, unknown
 from delt.methods import configure
@@ -32,6 +35,7 @@ from delt.pipeline import absolute
 from delt.storage import sha256_bytes
 
 FIELDS: dict[str, type] = {"title": str, "jobs": int, "parameters": dict, "grid": dict, "points": list, "reference": dict}
+FIELDS |= {"slurm": dict, "ray": dict}
 WORDS = {str: "a text", int: "a whole number", dict: "a mapping of names to values", list: "a list of mappings"}
 MOST = 1000  # points; more are a slip of the pen
 LARGEST, EXPANDED = 64 * 1024, 20_000  # bytes of a file, and values in it, with what its aliases repeat
@@ -60,9 +64,11 @@ class Sweep:
 
     name: str  # the file's, without its ending
     title: str
-    jobs: int
+    jobs: int | None  # points at a time; None: the engine's own choice
     points: tuple[Point, ...]
     reference: Point  # the one that the others are held against
+    slurm: SlurmSettings
+    ray: RaySettings
 
 
 def load_sweep(file: Path | str) -> Sweep:
@@ -82,7 +88,9 @@ def load_sweep(file: Path | str) -> Sweep:
         seen[point.config] = point.name
         points.append(point)
     reference = _reference(content["reference"], points, path) if "reference" in content else points[0]
-    return Sweep(path.stem, content.get("title", path.stem), content.get("jobs", 1), tuple(points), reference)
+    slurm = settings(SlurmSettings, content.get("slurm", {}), f"{path}, slurm")
+    ray = settings(RaySettings, content.get("ray", {}), f"{path}, ray")
+    return Sweep(path.stem, content.get("title", path.stem), content.get("jobs"), tuple(points), reference, slurm, ray)
 
 
 def named(points: Iterable[Point]) -> list[str]:
@@ -159,6 +167,8 @@ def _parsed(path: Path) -> Any:
             return found
 
     def whole(loader: Any, node: Any) -> int:
+        if ":" in node.value:
+            raise ConfigError(f"{path}: YAML takes {node.value} for a number to the base 60: a time is a number of minutes, without colons")
         number: int = loader.construct_yaml_int(node)
         if abs(number) >= MOST_INT:  # which Python may refuse to write down again
             raise ConfigError(f"{path}: the number in line {node.start_mark.line + 1} is too large")

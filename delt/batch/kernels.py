@@ -1,4 +1,4 @@
-"""The papermill engine of `delt`: each kernel has its own environment, and nothing of it outlives its notebook.
+"""Kernels that notebooks run in, behind papermill: each has its own environment, and nothing of it outlives its notebook.
 
 papermill's own engine gives every kernel the same environment. Here a kernel can be told which GPU it sees, all running
 kernels can be ended from another thread, and a notebook whose kernel died says so.
@@ -49,7 +49,9 @@ class Kernels:
                     os.killpg(group, signal.SIGKILL)
 
     def ask(self) -> None:
-        """Ask all kernels to end: a run finishes its step and writes a checkpoint, anything else ends at once."""
+        """Ask all kernels to end, once: a run finishes its step and writes a checkpoint, anything else ends at once."""
+        if self.stopped:  # a run that is asked again ends without its checkpoint
+            return
         self.stopped = True
         for leader in list(self._groups):
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import pytest
 
-from delt.batch.engine import Kernels
+from delt.batch.kernels import Kernels
 from delt.batch.notebook import NotebookError, execute
 
 
@@ -123,3 +123,12 @@ def test_who_does_not_listen_is_ended_after_a_while():
     assert other.wait(10) == -signal.SIGKILL
     other.stdin.close()
     other.stdout.close()
+
+
+def test_nobody_is_asked_twice(monkeypatch):
+    asked, kernels = [], Kernels()
+    monkeypatch.setattr(os, "kill", lambda *given: asked.append(given))
+    kernels.begin(4)
+    kernels.ask()
+    kernels.ask()  # which a run would take for an end without a checkpoint
+    assert asked == [(4, signal.SIGTERM)] and kernels.stopped
