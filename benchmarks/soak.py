@@ -1,4 +1,4 @@
-"""The long proofs of durability, with their figures in benchmarks/results/soak.json (`make soak`, about 20 minutes).
+"""The long proofs, with their figures in benchmarks/results/soak.json (`make soak`, about 35 minutes).
 
 faults     tests/test_faults.py at every I/O call of a run: kill, loss of power, full disk, failing disk, no permission
 fuzz       tests/test_fuzz.py with a thousand damaged files for each reader
@@ -8,6 +8,9 @@ mutants    one fsync, rename or hash check is taken out of the code: tests/test_
 units      a synthesis of a thousand groups: memory and open files may not grow with them
 sweeps     12 smoke points through each engine (local, slurm as processes of this machine, ray), one worker killed in the middle,
            then the same command again: all points have to be done, with the same results in the same places
+ranks      tests/test_torchrun.py with 20 ranks killed (SIGKILL) at random moments, each next launch with another number of them
+scaling    a synthesis of 20 equal groups by one process, and by two ranks of torchrun: seconds of the stage, in turns
+plan       what `delt plan` says of runs on digits, and the seconds that they take
 cost       seconds of a checkpoint of 60 MB, and the share of a run's time that goes into writing
 """
 
@@ -22,6 +25,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,7 +85,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")
     parts = {"cost": cost, "units": units, "faults": faults, "fuzz": fuzz, "sweeps": sweeps}
-    parts |= {"kills": lambda: kills(given.kills), "mutants": mutants}
+    parts |= {"ranks": ranks, "scaling": scaling, "plan": plan, "kills": lambda: kills(given.kills), "mutants": mutants}
     parser.add_argument("--only", choices=tuple(parts), help="measure this part again, and keep the figures of the others")
     given = parser.parse_args()
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.only and given.out.exists() else {}
@@ -129,8 +133,69 @@ def tests(file: str, **environment: str) -> dict[str, Any]:
         for case in ElementTree.parse(report).iter("testcase"):
             recorded = [int(item.attrib["value"]) for item in case.iter("property")]
             failed = case.find("failure") is not None or case.find("error") is not None
-            found[case.attrib["name"]] = "failed" if failed else recorded[0]
+            if failed or recorded:
+                found[case.attrib["name"]] = "failed" if failed else recorded[0]
         return found
+
+
+def ranks() -> dict[str, Any]:
+    """Ranks that were killed without the loss of a finished unit or a bit of the set."""
+    return tests("test_torchrun.py", DELT_RANK_KILLS="20")
+
+
+def scaling() -> dict[str, Any]:
+    """Seconds of recover for 20 equal groups: one process of one thread, and two; medians of three turns."""
+    from delt.artifacts.folder import RunFolder
+
+    flags = ["recover", "digits", "--preset", "demo", "--ipc", "10", "--recover-group-size", "5", "--iterations", "1000"]
+    seconds: dict[str, list[float]] = {"one": [], "two": []}
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "DELT_CACHE": str(Path(folder) / "cache")}
+        for turn in range(3):
+            sets = []
+            for name, count in (("one", 1), ("two", 2)):
+                out = Path(folder) / f"{name}{turn}"
+                launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+                command = [sys.executable, *launch, "-m", "delt", *flags, "--workers", "1", "--out", str(out)]
+                subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                seconds[name].append(RunFolder(out).records()["recover"]["seconds"])
+                sets.append((out / "synthetic.parquet").read_bytes())
+            assert sets[0] == sets[1], "two ranks make another set"
+    one, two = (statistics.median(values) for values in seconds.values())
+    return {"groups": 20, "one_process_s": one, "two_processes_s": two, "times": round(one / two, 3), "all_s": seconds}
+
+
+def plan() -> dict[str, Any]:
+    """Predicted and taken seconds of runs on digits, by stage, and their ratio."""
+    import delt
+    from delt.analysis.plan import plan_of
+
+    found: dict[str, Any] = {}
+    runs: list[dict[str, Any]] = [
+        {"workers": 1},
+        {"workers": 2},
+        {"workers": 2, "ipc": 10, "iterations": 200, "evaluate_epochs": 40},
+        {"workers": 1, "method": "sre2l", "evaluate_epochs": 40},
+        {"workers": 1, "teacher_arch": "resnet18", "teacher_width": 16, "teacher_epochs": 5, "iterations": 100, "evaluate_epochs": 10},
+    ]
+    for given in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["DELT_CACHE"] = str(Path(folder) / "cache")
+            config = delt.configure("digits", preset="demo", **given)
+            expected = plan_of(config)
+            delt.run(config, Path(folder) / "run", listener=lambda event: None)
+            taken: dict[str, float] = dict.fromkeys([row.stage for row in expected.rows], 0.0)
+            for manifest in sorted(Path(folder, "run").rglob("manifest.json")):
+                stages = json.loads(manifest.read_text())["stages"]
+                for name in taken:
+                    own = stages.get(name, {"seconds": 0.0})["seconds"]
+                    taken[name] = max(taken[name], own) if name == "evaluate" else taken[name] + own  # one evaluation for all sets
+            predicted = {row.stage: round(row.seconds(1, expected.workers), 2) for row in expected.rows}
+            name = ", ".join(f"{key} {value}" for key, value in given.items())
+            found[name] = {"predicted_s": predicted, "taken_s": {key: round(value, 2) for key, value in taken.items()}}
+            found[name]["ratio"] = round(sum(predicted.values()) / sum(taken.values()), 3)
+            print(name, found[name], flush=True)
+    return found
 
 
 def kills(least: int) -> dict[str, int]:

@@ -134,6 +134,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], secon
 LONG = {"iterations": 200, "checkpoint_seconds": 0.2, "relabel_mode": "online", "evaluate_seeds": 1}
 
 
+@pytest.mark.timeout(1800 if KILLS > 2 else 240)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
 def test_killed_ranks_lose_no_finished_unit(whole: Run, tmp_path: Path, record_property: Callable[[str, Any], None]):
     """SIGKILL of one rank at a random moment, again and again; each next launch has another number of ranks."""
