@@ -290,7 +290,8 @@ def sweeps() -> dict[str, Any]:
                 done.append(points_done(out))
             results[engine] = sweep_results(out)
             found[engine] = {"kills": killed, "exit_codes": codes, "done": done, "seconds": round(time.monotonic() - begun, 1)}
-    found["files_compared"] = len(results["local"])
+    found["files"] = len(results["local"])
+    found["files_hashed"] = sum(map(bool, results["local"].values()))
     found["identical"] = all(each == results["local"] for each in results.values())
     return found
 
@@ -319,11 +320,8 @@ def points_done(out: Path) -> int:
 def sweep_results(out: Path) -> dict[str, str]:
     """What each point left: hashes of its images, scores and rankings, and the places of all other files."""
     files = [path for path in sorted(out.glob("*/**/*")) if path.is_file() and path.relative_to(out).parts[0] != "logs"]
-    same = {*FILES}
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() if path.name in same or path.suffix == ".png" else ""
-        for path in files
-    }
+    hashed = {path for path in files if path.name in FILES or path.suffix == ".png"}
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() if path in hashed else "" for path in files}
 
 
 def mutants() -> dict[str, str]:

@@ -120,9 +120,10 @@ def test_the_settings_reach_slurm(pretended, tmp_path):
 
 
 def test_what_is_not_asked_for_is_left_to_the_cluster(pretended, tmp_path):
-    given(pretended, tmp_path)
+    given(pretended, tmp_path, options={"requeue": False, "no_kill": True})
     script = (pretended / "script.sh").read_text()
-    assert "--time=60" in script and not any(word in script for word in ("partition", "gpus", "--mem", "array"))
+    assert "--time=60" in script and "#SBATCH --no-kill\n" in script
+    assert not any(word in script for word in ("partition", "gpus", "--mem", "array", "requeue"))
 
 
 def state(pretended, task, word):

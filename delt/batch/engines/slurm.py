@@ -172,7 +172,7 @@ class SlurmEngine:
 
 def _parameters(asked: SlurmSettings, jobs: int, name: str) -> dict[str, Any]:
     """The settings in submitit's words."""
-    options = {"requeue": True, **asked.options}
+    options = {name: value for name, value in {"requeue": True, **asked.options}.items() if value is not False}
     texts = {"slurm_partition": asked.partition, "slurm_account": asked.account, "slurm_qos": asked.qos}
     return {
         "name": name,
