@@ -42,7 +42,7 @@ format: install
 notebook: install  # rewrite the parameters cell from the configuration's fields
 	$(BIN)/python -m delt.batch
 
-soak: install  # the long proofs of durability: every I/O call, random files and kills, missing syncs and checks (about 20 minutes)
+soak: install  # the long proofs of durability: every I/O call, random files and kills, missing syncs and checks (about 40 minutes)
 	$(BIN)/python -m benchmarks.soak
 
 coverage: install  # every branch of what reads and writes files (a minute)

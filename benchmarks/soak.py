@@ -1,4 +1,4 @@
-"""The long proofs, with their figures in benchmarks/results/soak.json (`make soak`, about 35 minutes).
+"""The long proofs, with their figures in benchmarks/results/soak.json (`make soak`, about 40 minutes).
 
 faults     tests/test_faults.py at every I/O call of a run: kill, loss of power, full disk, failing disk, no permission
 fuzz       tests/test_fuzz.py with a thousand damaged files for each reader

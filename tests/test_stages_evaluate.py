@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from delt.artifacts.scores import Score
@@ -41,6 +42,7 @@ from delt.stages.evaluate import (
 )
 from delt.stages.relabel import relabel
 from delt.stages.squeeze import squeeze
+from delt.world import World
 
 CPU = torch.device("cpu")
 RUNTIME = RuntimeConfig(device="cpu", threads=1)
@@ -512,3 +514,27 @@ def test_stored_labels_of_another_recipe_or_set_are_refused(teacher: Teacher, sy
     with pytest.raises(ConfigError, match="images: 30 in the labels, 20 in the training"):
         evaluate(SyntheticSet(*parts), stored, real.test, TINY, Job(runtime=RUNTIME))
     assert len(evaluate(synthetic, stored, real.test, replace(TINY, epochs=1), Job(runtime=RUNTIME))) == 1
+
+
+@pytest.mark.parametrize(("size", "batch", "shared"), [(2, 16, 1), (2, 15, 0), (3, 24, 2), (5, 100, 0), (7, 56, 5), (7, 55, 0)])
+def test_what_is_left_when_each_rank_had_as_many_is_trained_by_all_where_batches_are_large(
+    size: int, batch: int, shared: int, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet
+):
+    """Five students; a batch gives each rank eight images or more, or the exchange of gradients would take longer than the step."""
+    job = Job(runtime=RUNTIME, world=World(0, size, dist.HashStore()))
+    tasks = student_tasks(synthetic, soft, real.test, replace(TINY, seeds=5), job, name="delt")
+    for task in tasks:
+        task.batch = batch
+    whole, together = stage._dealt(tasks, job)
+    assert len(together) == shared and [*whole, *together] == tasks
+    assert stage._dealt(tasks, Job(runtime=RUNTIME)) == (tasks, [])
+
+
+def test_a_finished_student_is_not_left_over(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, tmp_path: Path):
+    job = Job(runtime=RUNTIME, work=tmp_path, world=World(0, 2, dist.HashStore()))
+    tasks = student_tasks(synthetic, soft, real.test, replace(TINY, seeds=3), job, name="delt")
+    for task in tasks:
+        task.batch = 16
+    assert len(stage._dealt(tasks, job)[1]) == 1
+    stage._result(tasks[0], tmp_path).write_text("{}")
+    assert stage._dealt(tasks, job)[1] == [], "two are left, one for each rank"

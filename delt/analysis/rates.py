@@ -169,7 +169,7 @@ def _student(teacher: Teacher, config: RunConfig, shape: Shape, student: Student
 def _write(shape: Shape) -> float:
     """Of an image, compressed into a file's bytes by as many threads as do so here; what the disk takes is not known."""
     image = _random(shape, 1).pixels[0]
-    return _more(lambda times: [png_bytes(image) for _ in range(times)], more=5) / writers()
+    return _more(lambda times: [png_bytes(image) for _ in range(times)], more=30) / writers()
 
 
 # ---------------------------------------------------------------------------------------------- from a bench

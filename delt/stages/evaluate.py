@@ -31,6 +31,8 @@ from delt.storage import Slots
 from delt.team import Team
 from delt.training import Given, accuracy, adamw, fit, sgd
 
+TOGETHER = 8  # images of a batch per rank from which on a student is trained by all ranks
+
 
 @dataclass
 class StudentTask:
@@ -125,12 +127,16 @@ def _images(task: StudentTask) -> int:
 
 
 def _dealt(missing: list[StudentTask], job: Job) -> tuple[list[StudentTask], list[StudentTask]]:
-    """The students that one process trains alone, and those that all ranks train together: what is left when each had as many."""
+    """The students that one process trains alone, and those that all ranks train together: what is left when each had as many.
+
+    With a few images per rank the exchange of gradients takes longer than the step, so such students are trained alone, too.
+    """
     if job.world is None:
         return missing, []
     here = {str(task.score.key): task for task in missing}
     left = job.world.agree(lambda: [key for key, task in here.items() if not _is_done(task, job)], job.check)
-    shared = left[len(left) - len(left) % job.world.size :]
+    over = left[len(left) - len(left) % job.world.size :]
+    shared = [key for key in over if here[key].batch >= TOGETHER * job.world.size]
     return [task for key, task in here.items() if key not in shared], [here[key] for key in shared]
 
 
