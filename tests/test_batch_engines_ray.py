@@ -134,3 +134,14 @@ def test_stop_cancels_what_has_not_ended_and_leaves(cluster, tmp_path, monkeypat
     assert one.outcome() == Outcome("done", 1.0) and not one.running()
     engine.stop()
     assert cluster.cancelled == [two.reference] and cluster.left == 1
+
+
+def test_a_task_that_could_not_begin_tells_why(cluster, tmp_path, monkeypatch):
+    def get(reference):
+        raise ray.exceptions.RayTaskError("work_on", "Traceback:\nModuleNotFoundError: No module named 'delt'", ModuleNotFoundError("delt"))
+
+    monkeypatch.setattr(ray, "get", get)
+    (task,) = RayEngine(RaySettings(), 3).submit([Work(delt.configure("digits", preset="smoke"), tmp_path)])
+    cluster.ends[task.reference] = None
+    found = task.outcome()
+    assert found.state == "failed" and "failed before its run began: ModuleNotFoundError: No module named 'delt'; " in found.error

@@ -49,9 +49,11 @@ class RayTask:
         try:
             found: Outcome = ray.get(self.reference)
             return found
+        except ray.exceptions.RayTaskError as error:
+            what = f"the Ray task failed before its run began: {str(error).strip().splitlines()[-1]}"
         except ray.exceptions.RayError as error:
             what = f"the Ray worker was lost ({type(error).__name__}): it was killed, ran out of memory, or lost its node"
-            return Outcome("failed", time.monotonic() - self._begun, f"{what}; the same command goes on where it was")
+        return Outcome("failed", time.monotonic() - self._begun, f"{what}; the same command goes on where it was")
 
 
 class RayEngine:
