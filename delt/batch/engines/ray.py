@@ -81,6 +81,8 @@ class RayEngine:
                     f"a point asks for {wanted:g} {what} and the whole Ray cluster has {has.get(what, 0):g}: see `ray:` in the file"
                 )
         self._cpus, self._env = asked.cpus, {name: os.environ[name] for name in OURS if name in os.environ}
+        if not gpus:  # Ray hides them only from those that ask for some
+            self._env["CUDA_VISIBLE_DEVICES"] = ""
         self._run = ray.remote(num_cpus=asked.cpus, num_gpus=gpus, max_retries=0)(work_on)
 
     def submit(self, works: Sequence[Work]) -> Sequence[Task]:
