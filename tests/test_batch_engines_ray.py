@@ -101,6 +101,12 @@ def test_a_point_asks_for_its_gpus(settings, gpus, cluster):
     assert cluster.init["address"] == "local" and not cluster.init["include_dashboard"] and not cluster.init["log_to_driver"]
 
 
+def test_who_asks_for_no_gpu_sees_none(cluster, tmp_path):
+    for gpus, hidden in ((0, True), (1, False)):
+        (task,) = RayEngine(RaySettings(gpus=gpus), 1).submit([Work(delt.configure("digits", preset="smoke"), tmp_path)])
+        assert ("CUDA_VISIBLE_DEVICES" in task.reference.given[2]) == hidden
+
+
 def test_an_address_is_that_of_a_cluster_that_runs(cluster):
     RayEngine(RaySettings(address="head:6379"), 1)
     assert cluster.init["address"] == "head:6379" and "include_dashboard" not in cluster.init
@@ -134,3 +140,14 @@ def test_stop_cancels_what_has_not_ended_and_leaves(cluster, tmp_path, monkeypat
     assert one.outcome() == Outcome("done", 1.0) and not one.running()
     engine.stop()
     assert cluster.cancelled == [two.reference] and cluster.left == 1
+
+
+def test_a_task_that_could_not_begin_tells_why(cluster, tmp_path, monkeypatch):
+    def get(reference):
+        raise ray.exceptions.RayTaskError("work_on", "Traceback:\nModuleNotFoundError: No module named 'delt'", ModuleNotFoundError("delt"))
+
+    monkeypatch.setattr(ray, "get", get)
+    (task,) = RayEngine(RaySettings(), 3).submit([Work(delt.configure("digits", preset="smoke"), tmp_path)])
+    cluster.ends[task.reference] = None
+    found = task.outcome()
+    assert found.state == "failed" and "failed before its run began: ModuleNotFoundError: No module named 'delt'; " in found.error

@@ -144,9 +144,14 @@ def test_how_a_job_ends(pretended, tmp_path):
     assert task.outcome() is None and task.running()
     result(task, ("success", Outcome("done", 3.0)))
     assert task.outcome() == Outcome("done", 3.0)
-    result(task, ("error", "Traceback\n  line\nOSError: no such disk"))
+
+
+def test_a_job_that_could_not_begin_tells_why(pretended, tmp_path):
+    _, (task,) = given(pretended, tmp_path)
+    result(task, ("error", "Traceback:\n  a line\nModuleNotFoundError: No module named 'delt'\n"))
     found = task.outcome()
-    assert found.state == "failed" and found.error.startswith(f"job {task.job.job_id} ") and len(found.error.splitlines()) == 1
+    assert found.error.startswith(f"job {task.job.job_id} failed before its run began: ModuleNotFoundError: No module named 'delt'; ")
+    assert found.state == "failed" and len(found.error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("word", "outcome"), [("RUNNING", "stopped"), ("COMPLETED", "stopped"), ("CANCELLED by 1000", "failed")])
@@ -167,12 +172,16 @@ def test_a_job_that_left_nothing_failed(word, pretended, tmp_path):
 
 
 def test_a_preempted_job_that_is_not_requeued_is_given_again(pretended, tmp_path, monkeypatch):
-    _, (task,) = given(pretended, tmp_path)
+    engine, (task,) = given(pretended, tmp_path)
     state(pretended, task, "PREEMPTED")
     monkeypatch.setattr(slurm, "PATIENCE", 60.0)
     assert task.outcome() is None  # Slurm may be about to requeue it
     monkeypatch.setattr(slurm, "PATIENCE", 0.0)
     assert task.outcome().state == "stopped"
+    assert (pretended / "cancelled").read_text() == f"{task.job.job_id}\n"  # so that it is not in work twice
+    begun = time.monotonic()
+    engine.stop()
+    assert time.monotonic() - begun < 5  # it is not waited for
 
 
 def test_stop_cancels_all_that_is_left(pretended, tmp_path):

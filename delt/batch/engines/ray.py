@@ -49,9 +49,11 @@ class RayTask:
         try:
             found: Outcome = ray.get(self.reference)
             return found
+        except ray.exceptions.RayTaskError as error:
+            what = f"the Ray task failed before its run began: {str(error).strip().splitlines()[-1]}"
         except ray.exceptions.RayError as error:
             what = f"the Ray worker was lost ({type(error).__name__}): it was killed, ran out of memory, or lost its node"
-            return Outcome("failed", time.monotonic() - self._begun, f"{what}; the same command goes on where it was")
+        return Outcome("failed", time.monotonic() - self._begun, f"{what}; the same command goes on where it was")
 
 
 class RayEngine:
@@ -79,6 +81,8 @@ class RayEngine:
                     f"a point asks for {wanted:g} {what} and the whole Ray cluster has {has.get(what, 0):g}: see `ray:` in the file"
                 )
         self._cpus, self._env = asked.cpus, {name: os.environ[name] for name in OURS if name in os.environ}
+        if not gpus:  # Ray hides them only from those that ask for some
+            self._env["CUDA_VISIBLE_DEVICES"] = ""
         self._run = ray.remote(num_cpus=asked.cpus, num_gpus=gpus, max_retries=0)(work_on)
 
     def submit(self, works: Sequence[Work]) -> Sequence[Task]:

@@ -62,6 +62,7 @@ class SlurmTask:
 
     def __init__(self, job: submitit.Job[Outcome], look: Callable[[], None]) -> None:
         self.job, self._look = job, look
+        self.found: Outcome | None = None
         self._begun, self._gone = time.monotonic(), 0.0  # when the job was first seen without a node and without a result
 
     def running(self) -> bool:
@@ -70,17 +71,24 @@ class SlurmTask:
 
     def outcome(self) -> Outcome | None:
         """How it ended, or None."""
+        self.found = self.found or self._find()
+        return self.found
+
+    def _find(self) -> Outcome | None:
         self._look()
         if self.job.done():
             return self._result() if self.job.paths.result_pickle.exists() else self._lost()
-        if str(self.job.state).startswith("PREEMPTED"):  # for good, where Slurm does not requeue it
-            return Outcome("stopped", self._seconds()) if self._gone_for(PATIENCE) else None
-        self._gone = 0.0
+        if not str(self.job.state).startswith("PREEMPTED"):
+            self._gone = 0.0
+        elif self._gone_for(PATIENCE):  # and Slurm does not requeue it
+            self.job.cancel(check=False)  # nor later, when it runs again elsewhere
+            return Outcome("stopped", self._seconds())
         return None
 
     def _result(self) -> Outcome:
         if error := self.job.exception():
-            return self._failed(str(error).strip().splitlines()[-1])
+            trace = str(error).split("-" * 22)[1].strip()  # between two lines of submitit's own
+            return self._failed(f"failed before its run began: {trace.splitlines()[-1]}")
         found = self.job.result()
         if found.state == "stopped" and self.job.get_info().get("State", "").startswith("CANCELLED"):
             return self._failed("was cancelled with scancel")
@@ -161,7 +169,7 @@ class SlurmEngine:
             left = self._left()
 
     def _left(self) -> list[submitit.Job[Outcome]]:
-        return [task.job for task in self.tasks if not task.job.done()]
+        return [task.job for task in self.tasks if not (task.found or task.job.done())]
 
     def _look(self, every: float = PATIENCE) -> None:
         """Ask Slurm how all jobs are; submitit's own questions come ever more rarely."""
