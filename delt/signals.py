@@ -100,7 +100,7 @@ def heeded(at_once: Callable[[], None] | None = None) -> Iterator[Reins]:
 def unheard() -> Iterator[None]:
     """Processes that start in the block hear nothing of Ctrl-C and of a closed terminal, which tells all of its processes.
 
-    This one hears of it after the block.
+    This one hears of it after the block, or at once where it has other threads.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:

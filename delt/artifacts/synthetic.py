@@ -78,10 +78,10 @@ class SyntheticSet:
 
     def _pngs(self, names: list[str], digests: list[str]) -> Iterator[tuple[str, bytes]]:
         """Name and content of each file; the sha256 of those that were taken goes into `digests`."""
-        with ThreadPoolExecutor(writers()) as pool:  # compressing takes the time, and lets other threads run meanwhile
+        with ThreadPoolExecutor(writers()) as pool:
             for first in range(0, len(names), AT_ONCE):
                 part = slice(first, first + AT_ONCE)
-                for name, data in zip(names[part], pool.map(png_bytes, self.images[part]), strict=True):
+                for name, data in zip(names[part], _compressed(self.images[part], pool), strict=True):
                     digests.append(storage.sha256_bytes(data))
                     yield name, data
 
@@ -139,6 +139,14 @@ class SyntheticSet:
             return cls(images, *parts, complete=complete)
         except DataError as error:
             raise IntegrityError(f"{path} is damaged: {error}") from error
+
+
+def _compressed(images: Tensor, pool: ThreadPoolExecutor) -> Iterator[bytes]:
+    """The files of some images, by several threads: compressing takes the time, and lets others run meanwhile."""
+    try:
+        return pool.map(png_bytes, images)
+    except RuntimeError:  # Python is ending, and starts no threads any more
+        return map(png_bytes, images)
 
 
 def writers() -> int:
