@@ -56,7 +56,7 @@ def listener(stop):
         if stage in work and "done" in event:
             work[stage] += event["done"]
             units[stage] = units.get(stage, 0) + 1
-            if units[stage] % {"rank": 20, "recover": 2}[stage] == 0:
+            if units[stage] % {"rank": 100, "recover": 6}[stage] == 0:
                 seen[stage].append(anonymous())
             if stop and stage == stop[0] and work[stage] > stop[1]:
                 raise Stopped
