@@ -24,7 +24,7 @@ from delt.errors import IntegrityError, TeacherError
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the state dict
 ZIP = b"PK\x03\x04"  # how torch tells its archives from the pickles of old
 PICKLES = 5  # of an old file, before its tensors: a magic number, the version, the system, the content, the tensors' names
-STEPS = 1_000_000  # of a pickle, shared parts counted as often as they are used: 1,000 tensors and their optimizer take a tenth
+STEPS = 500_000  # of a pickle, shared parts counted as often as they are used: 1,000 tensors and their optimizer take a fifth
 HEADER = 16 * 1024**2  # bytes of a safetensors header; one tensor takes about 100
 ALLOCATING = re.compile(r"\S+ (bytearray|\w*Tensor)")  # names that torch lets a pickle call, with any size
 
