@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -10,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from delt.artifacts import cache
 from delt.artifacts.scores import Score
 from delt.errors import Stopped
+from delt.storage import StorageError
 
 ROW = Score("full", "common", "hard", "convnet3", 0, 60, 98.5, 99.0)
 
@@ -180,3 +183,27 @@ def test_an_error_in_the_block_is_not_swallowed(folder):
         raise OSError("disk")
     with cache.alone("k", lambda: pytest.fail("it was let go")):
         pass
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_large_set_of_images_lies_in_a_nameless_file(writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = tmp_path / "cache"
+    if not writable:
+        place.write_text("a file where a folder should be")
+    monkeypatch.setenv("DELT_CACHE", str(place))
+    monkeypatch.setattr(cache, "IN_MEMORY", 100)
+    small, large = cache.pixels((10, 10)), cache.pixels((7, 3, 8, 8))
+    assert (small.shape, large.shape, small.dtype, large.dtype) == ((10, 10), (7, 3, 8, 8), torch.uint8, torch.uint8)
+    large[3] = 5
+    assert large.long().sum() == 5 * 3 * 64 and (not writable or list(place.iterdir()) == [])
+
+
+def test_a_full_disk_is_met_before_images_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("DELT_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "IN_MEMORY", 100)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match="disk full: .* needs 1344 bytes"):
+        cache.pixels((7, 3, 8, 8))
