@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from delt import storage
+from delt.beside import side_by_side
 from delt.config import RuntimeConfig
 from delt.errors import IntegrityError
 from delt.pool import Pool, Ready, same
@@ -77,6 +78,7 @@ class Job:
         tasks: Sequence[Any],
         ready: Ready = same,
         cost: Callable[[Any], float] = lambda task: 0.0,
+        beside: int = 1,
     ) -> Iterator[T]:
         """Yield the results of `fn(task, emit)` in the order of the tasks, in ranks that follow none.
 
@@ -86,23 +88,26 @@ class Job:
         Args:
             ready: makes a task whole shortly before its turn, so that not all need to be in memory.
             cost: of a task, in any unit.
+            beside: tasks that this process does side by side, instead of its workers; see `side_by_side`.
         """
         if self.world is None:
-            yield from self._here(fn, tasks, self.emit, ready)
+            yield from self._here(fn, tasks, self.emit, ready, beside)
             return
         emit = self.world.ear(self.emit) if self.world.leads else self.emit
         order = sorted(range(len(tasks)), key=lambda number: -cost(tasks[number]))
         turns = self.world.deal(len(tasks), lambda: emit(NOTHING))
-        together = self.pool.workers if self.pool else 1
+        together = max(beside, self.pool.workers if self.pool else 1)
         while numbers := [order[turn] for turn in itertools.islice(turns, together)]:
-            for _ in self._here(fn, [tasks[number] for number in numbers], emit, ready):
+            for _ in self._here(fn, [tasks[number] for number in numbers], emit, ready, beside):
                 pass
         self.world.meet(emit)
         if self.world.leads:
             yield from (fn(ready(task), self._unsaid) for task in tasks)
 
-    def _here(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any], emit: Emit, ready: Ready) -> Iterator[T]:
-        """In the pool where there is one."""
+    def _here(self, fn: Callable[[Any, Emit], T], tasks: Sequence[Any], emit: Emit, ready: Ready, beside: int) -> Iterator[T]:
+        """Side by side, or in the pool where there is one."""
+        if beside > 1:
+            return side_by_side(lambda task, tell: fn(ready(task), tell), tasks, beside, self.device, emit)
         return (fn(ready(task), emit) for task in tasks) if self.pool is None else self.pool.each(fn, tasks, emit, ready)
 
     def _unsaid(self, event: dict[str, Any]) -> None:

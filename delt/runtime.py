@@ -111,9 +111,9 @@ def settings(runtime: RuntimeConfig) -> Iterator[None]:
     """Apply threads, precision and determinism, and put the old values back afterwards.
 
     They belong to the process: threads of one process that want the same share them, and the last one puts the old values
-    back; a thread that wants others waits until it is alone.
+    back; a thread that wants others waits until it is alone, or alone with the one that it works for.
     """
-    wanted, me = (runtime.threads, _rounds(runtime)), threading.get_ident()
+    wanted, me = (runtime.threads, _rounds(runtime)), getattr(_works_for, "thread", threading.get_ident())
     with _turn:
         _turn.wait_for(lambda: all(who == me or want == wanted for who, want, _ in _held))
         _held.append((me, wanted, _values()))
@@ -132,7 +132,27 @@ def settings(runtime: RuntimeConfig) -> Iterator[None]:
             _turn.notify_all()
 
 
+@contextlib.contextmanager
+def beside(device: torch.device, thread: int) -> Iterator[None]:
+    """In the block this thread works for another one, which waits for it, and gives a GPU its work in a queue of its own.
+
+    What was given to the GPU before has to be done, and at the end all of this is.
+    """
+    _works_for.thread = thread
+    try:
+        if device.type == "cuda":
+            own = torch.cuda.Stream(device)
+            with torch.cuda.stream(own):
+                yield
+            own.synchronize()
+        else:
+            yield
+    finally:
+        del _works_for.thread
+
+
 _Values = tuple[int, str, bool, bool]
+_works_for = threading.local()
 _turn = threading.Condition()
 _held: list[tuple[int, tuple[int | None, bool], _Values]] = []  # thread, what it wants, what it found; in the order of coming
 
@@ -169,6 +189,9 @@ def apply(runtime: RuntimeConfig) -> None:
     torch.backends.cudnn.deterministic = True  # some of cuDNN's gradients otherwise add up in a random order
 
 
+drawing = threading.RLock()  # held by a thread that seeds the global random state, and while it draws what nobody else may change
+
+
 @contextlib.contextmanager
 def seeded(device: torch.device, *key: object) -> Iterator[Callable[..., None]]:
     """Draw from this key, in the block, what takes no generator (dropout); the global random state is left as it was.
@@ -179,14 +202,30 @@ def seeded(device: torch.device, *key: object) -> Iterator[Callable[..., None]]:
 
     def again(*more: object) -> None:
         seed = seed_of(*key, *more)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+        with drawing:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every GPU
+            if cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
 
-    with torch.random.fork_rng([device] if cuda else []):
+    with kept_random_state(device):
         again()
         yield again
+
+
+@contextlib.contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """The global random state of the CPU and of this device is after the block what it was before."""
+    cuda = device.type == "cuda"
+    with drawing:
+        before, there = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+    try:
+        yield
+    finally:
+        with drawing:
+            torch.set_rng_state(before)
+            if there is not None:
+                torch.cuda.set_rng_state(there, device)
 
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -250,6 +289,9 @@ def free_memory(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
+_recording = threading.Lock()  # a process records one thing at a time
+
+
 class Replay:
     """Repeats work on tensors that stay where they are: as a CUDA graph, whose launches cost nothing, or plainly.
 
@@ -277,11 +319,12 @@ class Replay:
         if self.calls <= self.WARM:
             return self._aside(body)
         if self.graph is None:
-            torch.cuda.empty_cache()  # what the plain calls used, which a recording cannot
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.out = body()
-            self.graph = graph
+            with _recording:
+                torch.cuda.empty_cache()  # what the plain calls used, which a recording cannot
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+                    self.out = body()
+                self.graph = graph
         self.graph.replay()
         return self.out
 

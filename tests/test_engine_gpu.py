@@ -64,8 +64,9 @@ def gradient_of(task: PackTask, device: str = "cuda") -> Tensor:
 @pytest.mark.parametrize(
     ("precision", "error", "cosine"), [("fp32", 5e-3, 0.9999), ("tf32", 0.15, 0.99), ("fp16", 0.15, 0.99), ("bf16", 0.4, 0.9)]
 )
-def test_gradients_are_those_of_double_precision(precision: str, error: float, cosine: float) -> None:
-    load = replace(LOAD, width=None, ipc=20, group=20)
+@pytest.mark.parametrize("size", [32, 96])  # the larger one has the stem of large images and max-pooling
+def test_gradients_are_those_of_double_precision(precision: str, error: float, cosine: float, size: int) -> None:
+    load = replace(LOAD, size=size, width=None, ipc=20, group=20)
     found = gradient_of(task_of(load, 2, precision=precision))
     plain = task_of(replace(load), 2, precision="fp32", memory_format="contiguous")
     expected = gradient_of(replace(plain, job=Job(0, resolve(RuntimeConfig(device="cpu", packing=2)))), "cpu")
@@ -142,19 +143,46 @@ def test_where_memory_runs_out_the_run_goes_on_in_smaller_parts() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize(("count", "channels", "side", "groups"), [(12, 64, 16, 3), (4, 70, 5, 4), (2, 8, 1, 1), (100, 128, 28, 2)])
-def test_kernels_are_plain_torch(count: int, channels: int, side: int, groups: int, dtype: torch.dtype) -> None:
-    x = (torch.randn(count, channels, side, side, device="cuda") * 2 + 5).to(dtype).contiguous(memory_format=torch.channels_last)
-    mean, var = kernels.moments(x, torch.full((channels,), 4.5, device="cuda"), groups)
-    wanted, wide = torch.var_mean(x.double().unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0), x.double()
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_kernels_are_plain_torch(count: int, channels: int, side: int, groups: int, added: bool, relu: bool, dtype: torch.dtype) -> None:
+    shape, last = (count, channels, side, side), torch.channels_last
+    x = (torch.randn(shape, device="cuda") * 2 + 5).to(dtype).contiguous(memory_format=last)
+    scale, shift, centre = (torch.randn(channels, device="cuda") for _ in range(3))
+    gradient, other = torch.randn_like(x), torch.randn_like(x) if added else None
+    out, mean, var = kernels.normed(x, scale, shift, centre + 4.5, groups, other, relu)
+    wide, close = x.double(), 2e-3 if dtype == torch.float16 else 1e-5
+    wanted = torch.var_mean(wide.unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0)
     assert (mean - wanted[1]).abs().max() < 1e-5 and (var - wanted[0]).abs().max() < 1e-4
-    gradient, scale = torch.randn_like(x), torch.randn(channels, device="cuda")
+    exact = wide * scale[:, None, None] + shift[:, None, None] + (0 if other is None else other.double())
+    exact = exact.relu() if relu else exact
+    assert ((out - exact).abs() / (1 + exact.abs())).max() < close
     offset, slope = (torch.randn(groups, channels, device="cuda") for _ in range(2))
-    found = kernels.pulled(gradient, x, scale, offset, slope)
+    found, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, relu=relu, output=out if relu and added else None)
     line = (offset[:, :, None, None] + slope[:, :, None, None] * wide.unflatten(0, (-1, groups))).flatten(0, 1)
-    expected = gradient.double() * scale[:, None, None] + line
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert ((found - expected).abs() / (1 + expected.abs())).max() < (1e-3 if dtype == torch.float16 else 1e-6)
-    assert torch.equal(found, kernels.pulled(gradient, x, scale, offset, slope))
+    through = gradient.double() * (exact > 0) if relu else gradient.double()
+    expected = through * scale[:, None, None] + line
+    clear = exact.abs() >= close if relu else torch.ones_like(exact, dtype=torch.bool)  # elsewhere rounding decides
+    assert found.is_contiguous(memory_format=last)
+    assert ((found - expected).abs() / (1 + expected.abs()))[clear].max() < close
+    if relu and added:
+        assert torch.equal(passed[clear].double(), through[clear])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_kernel_of_the_step_is_plain_torch(own: bool) -> None:
+    draws = torch.Generator("cuda").manual_seed(0)
+    images, first, second, gradient = (torch.randn(5, 3, 45, 45, device="cuda", generator=draws) for _ in range(4))
+    second, factors = second.abs(), torch.rand(2, 5 if own else 1, 1, 1, 1, device="cuda", generator=draws) + 0.1
+    low, high = torch.full((1, 3, 1, 1), -0.5, device="cuda"), torch.full((1, 3, 1, 1), 0.7, device="cuda")
+    m, v = first.lerp(gradient, 0.5), second * 0.9 + gradient**2 * 0.1
+    x = (images - factors[0] * m / (v.sqrt() * factors[1] + 1e-8)).clamp(low, high)
+    for well in (False, True):
+        before = images.clone(), first.clone(), second.clone()
+        given = (images, (first, second), gradient, (factors[0], factors[1]), (low, high), (0.5, 0.9), 1e-8)
+        kernels.adam(*given, torch.tensor(well, device="cuda"))
+        wanted = (x, m, v) if well else before
+        assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-6) for pair in zip((images, first, second), wanted, strict=True))
 
 
 def test_packing_is_chosen_from_the_memory_at_hand() -> None:

@@ -12,25 +12,79 @@ SCRIPT = """
 import torch
 from delt.models import kernels
 
+draws = torch.Generator().manual_seed(0)
+
+def normal(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=draws).to(dtype)
+
 for count, channels, height, width, groups, dtype in (
     (6, 8, 5, 7, 2, torch.float32),
     (4, 70, 3, 3, 4, torch.float16),
     (12, 64, 16, 16, 3, torch.float16),
     (2, 3, 1, 1, 1, torch.float32),
 ):
-    draws = torch.Generator().manual_seed(0)
-    x = (torch.randn(count, channels, height, width, generator=draws) * 2 + 5).to(dtype).contiguous(memory_format=torch.channels_last)
-    mean, var = kernels.moments(x, torch.full((channels,), 4.5), groups)
+    close = 2e-3 if dtype == torch.float16 else 1e-5
+    shape = count, channels, height, width
+    x = (normal(*shape) * 2 + 5).to(dtype).contiguous(memory_format=torch.channels_last)
     wide = x.double().unflatten(0, (-1, groups))
     exact_var, exact_mean = torch.var_mean(wide, dim=(0, 3, 4), correction=0)
-    assert (mean - exact_mean).abs().max() < 1e-6 and (var - exact_var).abs().max() < 1e-5
-    gradient, scale = torch.randn(count, channels, height, width, generator=draws).to(dtype), torch.randn(channels, generator=draws)
-    offset, slope = torch.randn(groups, channels, generator=draws), torch.randn(groups, channels, generator=draws)
-    found = kernels.pulled(gradient, x, scale, offset, slope)
+    scale, shift, other, gradient = normal(channels), normal(channels), normal(*shape, dtype=dtype), normal(*shape, dtype=dtype)
+    offset, slope = normal(groups, channels), normal(groups, channels)
     line = (offset[:, :, None, None] + slope[:, :, None, None] * wide).flatten(0, 1)
-    expected = gradient.double() * scale[:, None, None] + line
-    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
-    assert ((found - expected).abs() / (1 + expected.abs())).max() < (1e-3 if dtype == torch.float16 else 1e-6)
+    for added, relu in ((None, False), (None, True), (other, True), (other, False)):
+        out, mean, var = kernels.normed(x, scale, shift, torch.full((channels,), 4.5), groups, added, relu)
+        exact = x.double() * scale[:, None, None] + shift[:, None, None] + (0 if added is None else added.double())
+        exact = exact.relu() if relu else exact
+        assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+        assert ((out - exact).abs() / (1 + exact.abs())).max() < close
+        assert (mean - exact_mean).abs().max() < 1e-5 and (var - exact_var).abs().max() < 1e-5
+        cut = out if relu and added is not None else None
+        found, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, relu=relu, output=cut)
+        through = gradient.double() * (exact > 0) if relu else gradient.double()
+        expected = through * scale[:, None, None] + line
+        near = exact.abs() < close if relu else torch.zeros_like(exact, dtype=torch.bool)  # rounding decides there
+        assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+        assert ((found - expected).abs() / (1 + expected.abs()))[~near].max() < close
+        if not relu or added is not None:
+            assert torch.equal(passed[~near].double(), through[~near])
+    bad = x.clone()
+    bad[0, 0, 0, 0] = float("nan")
+    assert kernels.normed(bad, scale, shift, shift, groups, None, True)[0][0, 0, 0, 0].isnan()
+
+for channels, side, kernel, stride, pad in ((8, 7, 3, 2, 1), (70, 6, 2, 2, 0), (3, 9, 3, 1, 1), (5, 8, 5, 3, 2)):
+    x = torch.randint(-3, 3, (4, channels, side, side + 1), generator=draws).half().contiguous(memory_format=torch.channels_last)
+    given = x.double().requires_grad_()  # with many equal values
+    wanted = torch.nn.functional.max_pool2d(given, kernel, stride, pad)
+    out, chosen = kernels.pooled(x, kernel, stride, pad)
+    assert torch.equal(out.double(), wanted)
+    pull = normal(*out.shape, dtype=torch.float16)
+    (expected,) = torch.autograd.grad(wanted, given, pull.double())
+    assert torch.allclose(kernels.unpooled(pull, chosen, side, side + 1, kernel, stride, pad).double(), expected, atol=2e-2, rtol=1e-3)
+    bad = x.clone()
+    bad[0, 0, 2, 2] = float("nan")
+    assert kernels.pooled(bad, kernel, stride, pad)[0].isnan().any()
+
+for channels, height, width, deep in ((3, 8, 10, 16), (1, 7, 9, 8), (4, 5, 6, 16)):
+    x = normal(2, channels, height, width).contiguous(memory_format=torch.channels_last)
+    padded = torch.nn.functional.pad(x, (3, 3 + width % 2, 3, 3 + height % 2))
+    expected = torch.nn.functional.pixel_unshuffle(padded, 2)
+    found = kernels.unshuffled(x, 3, deep)
+    assert torch.equal(found[:, : 4 * channels], expected) and not found[:, 4 * channels :].any()
+    assert torch.equal(kernels.shuffled(found, channels, height, width, 3), x)  # each pixel is in one place
+
+for rate, widen in ((normal(1, 1, 1, 1).abs(), normal(1, 1, 1, 1).abs()), (normal(5, 1, 1, 1).abs(), normal(5, 1, 1, 1).abs())):
+    images, first, second, gradient = normal(5, 3, 33, 33), normal(5, 3, 33, 33), normal(5, 3, 33, 33).abs(), normal(5, 3, 33, 33)
+    low, high = -normal(1, 3, 1, 1).abs(), normal(1, 3, 1, 1).abs()
+    before = [tensor.clone() for tensor in (images, first, second)]
+    given = (images, (first, second), gradient, (rate, widen), (low, high), (0.5, 0.9), 1e-8)
+    kernels.adam(*given, torch.tensor(False))
+    assert all(torch.equal(*pair) for pair in zip((images, first, second), before))
+    kernels.adam(*given, torch.tensor(True))
+    m = before[1].lerp(gradient, 0.5)
+    v = before[2] * 0.9 + gradient**2 * 0.1
+    x = (before[0] - rate * m / (v.sqrt() * widen + 1e-8)).clamp(low, high)
+    for found, wanted in zip((images, first, second), (x, m, v)):
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), (found - wanted).abs().max()
 print("equal")
 """
 

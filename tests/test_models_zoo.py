@@ -1,4 +1,3 @@
-import copy
 from typing import Any
 
 import pytest
@@ -221,18 +220,3 @@ def test_width_is_refused_where_there_is_none(arch: str) -> None:
 def test_size_that_a_network_cannot_take(arch: str, size: int) -> None:
     with torch.device("meta"), pytest.raises(ConfigError, match=f"{arch} cannot take images of {size} x {size} pixels"):
         zoo.build(arch, 10, 3, size)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_regular_stem_has_the_same_sums_and_gradient(channels: int) -> None:
-    model = zoo.build("resnet18", 4, channels, 224, generator_seed=3).double().eval().requires_grad_(False)
-    images = torch.randn(2, channels, 64, 97, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    plain = model.conv1(images)
-    changed = zoo.regular_stem(copy.deepcopy(model))
-    assert isinstance(changed.conv1, zoo.RegularStem) and not isinstance(model.conv1, zoo.RegularStem)
-    found = changed.conv1(images)
-    pull = torch.randn_like(plain)
-    assert (found - plain).abs().max() < 1e-12
-    assert (torch.autograd.grad(found, images, pull)[0] - torch.autograd.grad(plain, images, pull)[0]).abs().max() < 1e-12
-    small = zoo.build("resnet18", 4, 3, 32)
-    assert zoo.regular_stem(small) is small and not any(isinstance(module, zoo.RegularStem) for module in small.modules())

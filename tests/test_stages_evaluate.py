@@ -25,6 +25,7 @@ from delt.data.views import Batch
 from delt.errors import ConfigError
 from delt.job import Job
 from delt.models.zoo import build
+from delt.pool import Pool
 from delt.recipes import RECIPES, Case, recipe_of
 from delt.runtime import silent, stream
 from delt.stages import evaluate as stage
@@ -538,3 +539,38 @@ def test_a_finished_student_is_not_left_over(synthetic: SyntheticSet, soft: Soft
     assert len(stage._dealt(tasks, job)[1]) == 1
     stage._result(tasks[0], tmp_path).write_text("{}")
     assert stage._dealt(tasks, job)[1] == [], "two are left, one for each rank"
+
+
+# ---------------------------------------------------------------- side by side
+
+
+@pytest.mark.parametrize("statistics", ["remembered", "batch"])
+def test_students_side_by_side_are_those_alone(
+    statistics: str, real: RealSet, synthetic: SyntheticSet, soft: SoftLabels, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "common", replace(recipe_of("common"), label_statistics=statistics))
+    config = replace(TINY, seeds=3, labels=("soft", "hard"), epochs=3)
+    tasks = student_tasks(synthetic, soft, real.test, config, Job(runtime=RUNTIME), name="delt")
+    alone = run_students(tasks, Job(runtime=RUNTIME))
+    monkeypatch.setattr(stage, "_beside", lambda tasks, job: 3)
+    told: list[dict[str, Any]] = []
+    assert run_students(tasks, Job(runtime=RUNTIME, emit=told.append)) == alone
+    assert sum(event.get("done", 0) for event in told) == 6 * 3 * 30
+    assert len({score.last for score in alone}) > 1
+
+
+def test_how_many_students_a_gpu_trains(real: RealSet, synthetic: SyntheticSet, soft: SoftLabels, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(TINY, seeds=3)
+    tasks = student_tasks(synthetic, soft, real.test, config, Job(runtime=RUNTIME), name="delt")
+    assert stage._beside(tasks, Job(runtime=RUNTIME)) == 1, "on a CPU"
+    monkeypatch.setattr(Job, "device", torch.device("cuda"))
+    monkeypatch.setattr(stage, "free_memory", lambda device: 80 * 2**30)
+    gpu = Job(runtime=RUNTIME)
+    assert stage._beside(tasks, gpu) == stage.BESIDE
+    assert stage._beside(tasks[:1], gpu) == 1
+    assert stage._beside(tasks, replace(gpu, pool=Pool(replace(RUNTIME, workers=2)))) == 1
+    assert stage._beside([*tasks, replace(tasks[0], arch="vgg11", width=None)], gpu) == 1, "it has dropout"
+    monkeypatch.setattr(stage, "free_memory", lambda device: 7 * 2**30)
+    assert stage._beside(tasks, gpu) == 2
+    large = replace(soft, teacher=replace(soft.teacher, card=replace(soft.teacher.card, size=224)))
+    assert stage._beside([replace(task, soft=large) for task in tasks], gpu) == 1, "large images fill it"

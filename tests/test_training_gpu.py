@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from delt.config import RuntimeConfig
+from delt.artifacts.scores import Score
+from delt.artifacts.soft_labels import SoftLabels
+from delt.artifacts.synthetic import SyntheticSet
+from delt.bench import Load
+from delt.config import EvaluateConfig, RuntimeConfig
+from delt.data.images import TensorImages
+from delt.job import Job
 from delt.runtime import in_training, resolve, seeded, settings, stream, trainable
+from delt.stages import evaluate
 from delt.training import Given, adamw, fit, sgd
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -48,3 +55,22 @@ def test_recorded_steps_train_as_plain_ones(make: Any) -> None:
         assert abs(one - two) < 0.3
     assert trained(make, True)[1] == after
     assert trained(make, True, "bf16")[1][-1] < before[0]
+
+
+def test_students_side_by_side_are_those_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Load(32, "resnet18", 8)
+    draws = torch.Generator().manual_seed(0)
+    images, labels = torch.randint(256, (200, 3, 32, 32), generator=draws).to(torch.uint8), torch.arange(200) % 10
+    zeros, names = torch.zeros(200, dtype=torch.int64), tuple(map(str, range(10)))
+    synthetic = SyntheticSet(images, labels, names, zeros, zeros, ["train"] * 200, 0)
+    job = Job(runtime=resolve(RuntimeConfig(device="cuda")))
+    config = EvaluateConfig(recipe="common", seeds=4, epochs=12, labels=("soft", "hard"))
+    test = TensorImages(images[:100], labels[:100])
+
+    def scores(count: int) -> list[Score]:
+        monkeypatch.setattr(evaluate, "_beside", lambda tasks, job: count)
+        tasks = evaluate.student_tasks(synthetic, SoftLabels(load.teacher, "common"), test, config, job, name="delt")
+        return evaluate.run_students(tasks, job)
+
+    alone = scores(1)
+    assert scores(4) == alone and len({score.last for score in alone}) > 1

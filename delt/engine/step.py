@@ -32,8 +32,8 @@ from delt.engine.memory import Split
 from delt.engine.pack import PackTask, Unit
 from delt.engine.pixels import kept_pixels, resized, small_side, starting_images
 from delt.errors import DeltError
-from delt.models.statistics import Lines, StatisticsMatch, freeze_norms, lines, patch_side
-from delt.models.zoo import regular_stem
+from delt.models.fused import fuse, regular_stem
+from delt.models.statistics import Lines, StatisticsMatch, lines, patch_side
 from delt.runtime import Emit, Replay, given_to, is_out_of_memory, lowered, send, silent, stream
 from delt.schedule import learning_rate
 
@@ -150,7 +150,7 @@ class Step:
             return network
         if self.config.match == "bn":  # where convolutions are measured, they stay
             network = regular_stem(network)
-        return network if self.runtime.compile == "on" else freeze_norms(network)
+        return network if self.runtime.compile == "on" else fuse(network)
 
     def match(self, teacher: Teacher, turn: int) -> StatisticsMatch:
         """What measures the statistics of a teacher."""
@@ -428,10 +428,18 @@ class Step:
     def adam(self, state: State, gradient: Tensor, inputs: Inputs, count: int) -> None:
         """Adam without weight decay on the first `count` images, clamped to valid pixels; `gradient` is used up.
 
-        Seven passes over memory that is there: nothing can run out of it half way.
+        A kernel of one pass on a GPU; elsewhere seven passes over memory that is there: nothing can run out of it half way.
         """
         config = self.config
         images, first, second = state.images.detach()[:count], state.first[:count], state.second[:count]
+        if step_suits(images, gradient):
+            from delt.models import kernels
+
+            factors, bounds, betas = (inputs.rate, inputs.widen), (self.low, self.high), (config.beta1, config.beta2)
+            kernels.adam(images, (first, second), gradient, factors, bounds, betas, EPS, self.watch.well)
+            return
+        if self.watch.deferred:
+            gradient.masked_fill_(~self.watch.well, 0)
         first.lerp_(gradient, 1 - config.beta1)
         second.mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
         torch.sqrt(second, out=gradient).mul_(inputs.widen).add_(EPS)
@@ -491,6 +499,11 @@ class Step:
             yield {"stage": "recover", "group": group.key, "iteration": t, "cross_entropy": per_sub_batch, "bn": bn}
 
 
+def step_suits(images: Tensor, gradient: Tensor) -> bool:
+    """Whether `kernels.adam` can take these tensors [N,C,H,W]."""
+    return images.is_cuda and images.dtype == torch.float32 and images.is_contiguous() and gradient.is_contiguous()
+
+
 class NotFinite(Exception):
     """A value of an iteration is NaN or infinite."""
 
@@ -538,7 +551,6 @@ class Finite:
         self.found.copy_(torch.where(self.well, found.to(self.found.dtype), self.found))
         self.well.logical_and_(torch.isfinite(found).all())
         self.lived.add_(self.well)
-        gradient.masked_fill_(~self.well, 0)
         return replace(inputs, rate=inputs.rate * self.well)
 
     def check(self) -> None:

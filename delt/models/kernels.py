@@ -1,8 +1,13 @@
-"""Triton kernels for a frozen BatchNorm layer whose input's statistics are matched: one pass forward, one pass back.
+"""Triton kernels for what synthesis does most on a GPU, each in one pass over memory.
 
-Written for channels-last images on a GPU, where torch's own operators need seven passes over memory for the same.
-`delt.models.statistics` says what they compute, in plain torch, and imports this file where a GPU is; here is how.
-Sums are taken in a fixed order: equal inputs, equal bits.
+- A frozen BatchNorm layer whose input's statistics are matched, with the addition and the ReLU that follow it: `normed`
+  and, for the way back, `pulled`. `delt.models.statistics` says what they compute, in plain torch.
+- Max-pooling, and 2 x 2 pixels as channels (`pooled`, `unshuffled`), which torch's own operators are slow at for
+  channels-last images. `delt.models.fused` says what they compute.
+- Adam's step on the images, clamped to valid pixels: `adam`; in plain torch in `delt.engine.step`.
+
+Written for images of 16 or 32 bits, channels-last but for `adam`; imported where a GPU is. Sums are taken in a fixed order:
+equal inputs, equal bits.
 """
 
 import torch
@@ -11,28 +16,42 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 32  # pixels that a program reads at once
-PARTS = 64  # most partial sums per group and channel
+PARTS = 128  # most partial sums per group and channel
+PROGRAMS = 768  # that take the sums of a layer, as far as PARTS go: enough to keep memory busy
+BLOCK = 1024  # pixels of an image that a program steps
+NOTHING, OWN, OUTPUT = 0, 1, 2  # where the way back finds what the ReLU cut: no ReLU, the layer's own output, the sum's
 
 
 @triton.jit
-def _sums(x, centre, out, pixels, rows, channels, groups, rounds, ROWS: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _normed(  # type: ignore[no-untyped-def]
+    x, other, scale, shift, centre, out, sums, pixels, rows, channels, groups, rounds,
+    ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     part, group = tl.program_id(0), tl.program_id(1)
     c = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     inside = c < channels
     middle = tl.load(centre + c, mask=inside, other=0.0)
+    factor, summand = tl.load(scale + c, mask=inside, other=0.0), tl.load(shift + c, mask=inside, other=0.0)
     first = tl.zeros((ROWS, WIDTH), tl.float32)
     second = tl.zeros((ROWS, WIDTH), tl.float32)
     for turn in range(rounds):
         row = (part * rounds + turn) * ROWS + tl.arange(0, ROWS)
         place = ((row // pixels) * groups + group).to(tl.int64) * pixels + row % pixels
         here = (row < rows)[:, None] & inside[None, :]
-        value = tl.load(x + place[:, None] * channels + c[None, :], mask=here, other=0.0).to(tl.float32)
+        where = place[:, None] * channels + c[None, :]
+        value = tl.load(x + where, mask=here, other=0.0).to(tl.float32)
+        result = value * factor[None, :] + summand[None, :]
+        if ADD:
+            result += tl.load(other + where, mask=here, other=0.0).to(tl.float32)
+        if RELU:
+            result = tl.where(result <= 0, 0.0, result)  # what is not a number stays so, and is seen
+        tl.store(out + where, result.to(out.dtype.element_ty), mask=here)
         value = tl.where(here, value - middle[None, :], 0.0)
         first += value
         second += value * value
-    where = (group * PARTS + part) * channels + c
-    tl.store(out + where, tl.sum(first, 0), mask=inside)
-    tl.store(out + groups * PARTS * channels + where, tl.sum(second, 0), mask=inside)
+    line = (group * PARTS + part) * channels + c
+    tl.store(sums + line, tl.sum(first, 0), mask=inside)
+    tl.store(sums + groups * PARTS * channels + line, tl.sum(second, 0), mask=inside)
 
 
 @triton.jit
@@ -50,17 +69,124 @@ def _finish(given, centre, mean, var, count, channels, groups, parts, PARTS: tl.
 
 
 @triton.jit
-def _pull(gradient, x, scale, offset, slope, out, pixels, total, channels, groups, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pulled(  # type: ignore[no-untyped-def]
+    gradient, x, output, scale, shift, offset, slope, out, passed, pixels, total, channels, groups, offset_row, slope_row,
+    CUT: tl.constexpr, PASS: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = c < channels
     here = (row < total)[:, None] & inside[None, :]
     place = row[:, None].to(tl.int64) * channels + c[None, :]
-    line = ((row // pixels) % groups)[:, None] * channels + c[None, :]
-    pulled = tl.load(gradient + place, mask=here, other=0.0).to(tl.float32) * tl.load(scale + c, mask=inside, other=0.0)[None, :]
     value = tl.load(x + place, mask=here, other=0.0).to(tl.float32)
-    pulled += tl.load(offset + line, mask=here, other=0.0) + tl.load(slope + line, mask=here, other=0.0) * value
-    tl.store(out + place, pulled.to(out.dtype.element_ty), mask=here)
+    pull = tl.load(gradient + place, mask=here, other=0.0).to(tl.float32)
+    factor = tl.load(scale + c, mask=inside, other=0.0)
+    if CUT == 1:
+        summand = tl.load(shift + c, mask=inside, other=0.0)
+        pull = tl.where(value * factor[None, :] + summand[None, :] <= 0, 0.0, pull)
+    if CUT == 2:
+        pull = tl.where(tl.load(output + place, mask=here, other=0.0) <= 0, 0.0, pull)
+    if PASS:
+        tl.store(passed + place, pull.to(passed.dtype.element_ty), mask=here)
+    if EVEN:  # all rows of a program are of one image: its line is read once
+        group = ((tl.program_id(0) * ROWS) // pixels) % groups
+        start = tl.load(offset + group * offset_row + c, mask=inside, other=0.0)
+        bend = start[None, :] + tl.load(slope + group * slope_row + c, mask=inside, other=0.0)[None, :] * value
+    else:
+        group = ((row // pixels) % groups)[:, None]
+        bend = tl.load(offset + group * offset_row + c[None, :], mask=here, other=0.0)
+        bend += tl.load(slope + group * slope_row + c[None, :], mask=here, other=0.0) * value
+    tl.store(out + place, (pull * factor[None, :] + bend).to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _pooled(  # type: ignore[no-untyped-def]
+    x, out, chosen, height, width, high, wide, total, channels,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # pixel of the output
+    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    image, top, left = row // (high * wide), (row // wide) % high * STRIDE - PAD, row % wide * STRIDE - PAD
+    inside = (row < total)[:, None] & (c < channels)[None, :]
+    best = tl.full((ROWS, WIDTH), float("-inf"), tl.float32)
+    which = tl.zeros((ROWS, WIDTH), tl.int32)
+    for dy in tl.static_range(KERNEL):
+        for dx in tl.static_range(KERNEL):
+            y, z = top + dy, left + dx
+            here = inside & ((y >= 0) & (y < height) & (z >= 0) & (z < width))[:, None]
+            place = (image.to(tl.int64) * height + y) * width + z
+            value = tl.load(x + place[:, None] * channels + c[None, :], mask=here, other=float("-inf")).to(tl.float32)
+            better = (value > best) | (value != value)  # what is not a number goes on
+            best = tl.where(better, value, best)
+            which = tl.where(better, dy * KERNEL + dx, which)
+    place = row[:, None].to(tl.int64) * channels + c[None, :]
+    tl.store(out + place, best.to(out.dtype.element_ty), mask=inside)
+    tl.store(chosen + place, which.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def _unpooled(  # type: ignore[no-untyped-def]
+    gradient, chosen, out, height, width, high, wide, total, channels,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, REACH: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # pixel of the input
+    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    image, y, z = row // (height * width), (row // width) % height + PAD, row % width + PAD
+    inside = (row < total)[:, None] & (c < channels)[None, :]
+    found = tl.zeros((ROWS, WIDTH), tl.float32)
+    for back in tl.static_range(REACH):
+        for side in tl.static_range(REACH):  # every window that this pixel is in
+            i, j = y // STRIDE - back, z // STRIDE - side
+            dy, dx = y - i * STRIDE, z - j * STRIDE
+            here = inside & ((i >= 0) & (i < high) & (j >= 0) & (j < wide) & (dy < KERNEL) & (dx < KERNEL))[:, None]
+            place = ((image.to(tl.int64) * high + i) * wide + j)[:, None] * channels + c[None, :]
+            its = tl.load(chosen + place, mask=here, other=255).to(tl.int32) == (dy * KERNEL + dx)[:, None]
+            found += tl.load(gradient + place, mask=here & its, other=0.0).to(tl.float32)
+    tl.store(out + row[:, None].to(tl.int64) * channels + c[None, :], found.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _unshuffled(x, out, height, width, high, wide, total, channels, PAD: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # pixel of the output
+    k = tl.arange(0, WIDTH)[None, :]
+    image, i, j = (row // (high * wide))[:, None].to(tl.int64), ((row // wide) % high)[:, None], (row % wide)[:, None]
+    y, z = 2 * i + k % 4 // 2 - PAD, 2 * j + k % 2 - PAD
+    within = (k < 4 * channels) & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+    here = (row < total)[:, None]
+    value = tl.load(x + ((image * height + y) * width + z) * channels + k // 4, mask=here & within, other=0.0)
+    tl.store(out + row[:, None].to(tl.int64) * WIDTH + k, value, mask=here)
+
+
+@triton.jit
+def _shuffled(gradient, out, height, width, high, wide, total, channels, PAD: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # number of the input
+    c, row = place % channels, place // channels
+    image, y, z = row // (height * width), (row // width) % height + PAD, row % width + PAD
+    source = ((image * high + y // 2) * wide + z // 2) * DEEP + c * 4 + y % 2 * 2 + z % 2
+    tl.store(out + place, tl.load(gradient + source, mask=place < total, other=0.0), mask=place < total)
+
+
+@triton.jit
+def _adam(  # type: ignore[no-untyped-def]
+    images, first, second, gradient, rate, widen, low, high, well, keep1, keep2, eps, pixels, channels,
+    OWN_RATE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    plane = tl.program_id(0)  # of an image and a channel
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = at < pixels * tl.load(well).to(tl.int32)
+    place = plane.to(tl.int64) * pixels + at
+    row = plane // channels if OWN_RATE else 0
+    pull = tl.load(gradient + place, mask=here, other=0.0)
+    mean, square = tl.load(first + place, mask=here, other=0.0), tl.load(second + place, mask=here, other=0.0)
+    mean += (pull - mean) * (1 - keep1)
+    square = square * keep2 + pull * pull * (1 - keep2)
+    step = mean / (tl.sqrt(square) * tl.load(widen + row) + eps) * tl.load(rate + row)
+    least, most = tl.load(low + plane % channels), tl.load(high + plane % channels)
+    moved = tl.load(images + place, mask=here, other=0.0) - step
+    moved = tl.where(moved < least, least, tl.where(moved > most, most, moved))
+    tl.store(first + place, mean, mask=here)
+    tl.store(second + place, square, mask=here)
+    tl.store(images + place, moved, mask=here)
 
 
 def _width(channels: int) -> int:
@@ -68,8 +194,10 @@ def _width(channels: int) -> int:
     return min(64, max(16, 1 << (channels - 1).bit_length()))
 
 
-def moments(x: Tensor, centre: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per group and channel [G,C] of x [N,C,H,W], in 32 bits.
+def normed(
+    x: Tensor, scale: Tensor, shift: Tensor, centre: Tensor, groups: int, other: Tensor | None = None, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x * scale + shift (+ other, cut at zero) like x [N,C,H,W], and x's mean and biased variance per group and channel, float32 [G,C].
 
     Args:
         centre: float32 [C], near the mean, which keeps the sum of squares exact.
@@ -77,23 +205,130 @@ def moments(x: Tensor, centre: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """
     count, channels, height, width = x.shape
     pixels, rows = height * width, count // groups * height * width
-    wide, rounds = _width(channels), -(-rows // (ROWS * PARTS))
+    wide = _width(channels)
+    across = -(-channels // wide)
+    rounds = -(-rows // (ROWS * min(PARTS, max(1, PROGRAMS // (groups * across)))))
     parts = -(-rows // (ROWS * rounds))
-    partial = torch.empty(2, groups, PARTS, channels, dtype=torch.float32, device=x.device)
+    most = max(16, 1 << (parts - 1).bit_length())
+    partial = torch.empty(2, groups, most, channels, dtype=torch.float32, device=x.device)
     mean, var = (torch.empty(groups, channels, dtype=torch.float32, device=x.device) for _ in range(2))
-    grid = (parts, groups, -(-channels // wide))
-    _sums[grid](x, centre, partial, pixels, rows, channels, groups, rounds, ROWS=ROWS, PARTS=PARTS, WIDTH=wide)
-    _finish[(groups, -(-channels // 16))](partial, centre, mean, var, float(rows), channels, groups, parts, PARTS=PARTS, WIDTH=16)
-    return mean, var
+    out, other = torch.empty_like(x), None if other is None else other.contiguous(memory_format=torch.channels_last)
+    _normed[(parts, groups, across)](
+        x, x if other is None else other, scale, shift, centre, out, partial, pixels, rows, channels, groups, rounds,
+        ADD=other is not None, RELU=relu, ROWS=ROWS, PARTS=most, WIDTH=wide,
+    )  # fmt: skip
+    _finish[(groups, -(-channels // 16))](partial, centre, mean, var, float(rows), channels, groups, parts, PARTS=most, WIDTH=16)
+    return out, mean, var
 
 
-def pulled(gradient: Tensor, x: Tensor, scale: Tensor, offset: Tensor, slope: Tensor) -> Tensor:
-    """gradient * scale + offset + slope * x, for tensors [N,C,H,W], scale [C], and offset and slope [G,C] of interleaved groups."""
+def pulled(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    offset: Tensor,
+    slope: Tensor,
+    *,
+    relu: bool = False,
+    output: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x [N,C,H,W] and of what was added: gradient * scale + offset + slope * x, and the gradient as the ReLU lets it through.
+
+    Args:
+        scale, shift: [C].
+        offset, slope: [G,C], of interleaved groups; each row without gaps.
+        relu: whether a ReLU followed.
+        output: its output, where something was added before it; otherwise x says what it cut.
+    """
     groups, channels = offset.shape
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x)
-    total, wide = x.numel() // channels, _width(channels)
-    grid = (-(-total // ROWS), -(-channels // wide))
-    offset, slope = offset.contiguous(), slope.contiguous()
-    _pull[grid](gradient, x, scale, offset, slope, out, x.shape[2] * x.shape[3], total, channels, groups, ROWS=ROWS, WIDTH=wide)
+    passed = torch.empty_like(gradient) if output is not None else gradient
+    total, wide, pixels = x.numel() // channels, _width(channels), x.shape[2] * x.shape[3]
+    cut = NOTHING if not relu else OWN if output is None else OUTPUT
+    _pulled[(-(-total // ROWS), -(-channels // wide))](
+        gradient, x, x if output is None else output, scale, shift, offset, slope, out, passed,
+        pixels, total, channels, groups, offset.stride(0), slope.stride(0),
+        CUT=cut, PASS=output is not None, EVEN=pixels % ROWS == 0, ROWS=ROWS, WIDTH=wide,
+    )  # fmt: skip
+    return out, passed
+
+
+def pooled(x: Tensor, kernel: int, stride: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Maxima of windows of x [N,C,H,W], and which number of its window each is, uint8; of equals the first."""
+    count, channels, height, width = x.shape
+    high, wide = ((side + 2 * pad - kernel) // stride + 1 for side in (height, width))
+    out = torch.empty(count, channels, high, wide, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    chosen, total, across = torch.empty_like(out, dtype=torch.uint8), count * high * wide, _width(channels)
+    _pooled[(-(-total // ROWS), -(-channels // across))](
+        x, out, chosen, height, width, high, wide, total, channels, KERNEL=kernel, STRIDE=stride, PAD=pad, ROWS=ROWS, WIDTH=across
+    )
+    return out, chosen
+
+
+def unpooled(gradient: Tensor, chosen: Tensor, height: int, width: int, kernel: int, stride: int, pad: int) -> Tensor:
+    """Gradient of the input [N,C,height,width] of `pooled` from that of its output; windows are added up in a fixed order."""
+    count, channels, high, wide = gradient.shape
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(count, channels, height, width, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+    total, across = count * height * width, _width(channels)
+    _unpooled[(-(-total // ROWS), -(-channels // across))](
+        gradient, chosen, out, height, width, high, wide, total, channels,
+        KERNEL=kernel, STRIDE=stride, PAD=pad, REACH=-(-kernel // stride), ROWS=ROWS, WIDTH=across,
+    )  # fmt: skip
     return out
+
+
+def unshuffled(x: Tensor, pad: int, deep: int) -> Tensor:
+    """2 x 2 pixels of x [N,C,H,W], with `pad` zeros around (one more at odd sides), as 4C channels; `deep`, a power of two, with zeros."""
+    count, channels, height, width = x.shape
+    high, wide = ((side + 2 * pad + 1) // 2 for side in (height, width))
+    out = torch.empty(count, deep, high, wide, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    total = count * high * wide
+    _unshuffled[(-(-total // (4 * ROWS)),)](x, out, height, width, high, wide, total, channels, PAD=pad, ROWS=4 * ROWS, WIDTH=deep)
+    return out
+
+
+def shuffled(gradient: Tensor, channels: int, height: int, width: int, pad: int) -> Tensor:
+    """Gradient of the input [N,channels,height,width] of `unshuffled` from that of its output."""
+    count, deep, high, wide = gradient.shape
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(count, channels, height, width, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+    _shuffled[(-(-out.numel() // BLOCK),)](gradient, out, height, width, high, wide, out.numel(), channels, PAD=pad, DEEP=deep, BLOCK=BLOCK)
+    return out
+
+
+def adam(
+    images: Tensor,
+    moments: tuple[Tensor, Tensor],
+    gradient: Tensor,
+    factors: tuple[Tensor, Tensor],
+    bounds: tuple[Tensor, Tensor],
+    betas: tuple[float, float],
+    eps: float,
+    well: Tensor,
+) -> None:
+    """Adam's step on images [N,C,H,W] in place, clamped to `bounds` [1,C,1,1]; nothing changes where `well` is false.
+
+    Args:
+        moments: like the images, changed in place.
+        factors: step size, and correction of the root of the second moment: [1,1,1,1] or [N,1,1,1] each.
+    """
+    count, channels, height, width = images.shape
+    pixels, own, alive = height * width, max(map(len, factors)), well.view(torch.uint8)
+    rate, widen = (part.expand(own, 1, 1, 1).contiguous() for part in factors)
+    _adam[(count * channels, -(-pixels // BLOCK))](
+        images,
+        *moments,
+        gradient,
+        rate,
+        widen,
+        *bounds,
+        alive,
+        *betas,
+        eps,
+        pixels,
+        channels,
+        OWN_RATE=own > 1,
+        BLOCK=BLOCK,
+    )

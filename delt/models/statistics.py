@@ -84,33 +84,41 @@ def lines(measured: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
 
 
 class Watched(torch.autograd.Function):
-    """A frozen BatchNorm layer together with the `Moments` of its input: its output, means and variances.
+    """A frozen BatchNorm layer, what is added to its output and the ReLU after it, with the `Moments` of its input.
 
-    One pass over the gradient and the input gives the gradient of both, as a line per channel and group:
-    gradient * scale + offset + slope * x.
+    Gives the output, means and variances. One pass over the gradient and the input gives the gradient of all, as a line per
+    channel and group: gradient * scale + offset + slope * x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenNorm, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(x, layer.scale)
-        ctx.groups = groups
-        out = F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
+    def forward(ctx: Any, x: Tensor, layer: FrozenNorm, groups: int, other: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.groups, ctx.relu, ctx.added = groups, relu, other is not None
         if kernels_suit(x):
             from delt.models import kernels
 
             assert layer.running_mean is not None
-            return out, *kernels.moments(x, layer.running_mean, groups)
-        return out, *mean_and_variance(x, groups)
+            out, mean, var = kernels.normed(x, layer.scale, layer.shift, layer.running_mean, groups, other, relu)
+        else:
+            out, (mean, var) = layer.plain(x, other, relu), mean_and_variance(x, groups)
+        # what a ReLU after a sum cut is seen in its output alone
+        ctx.save_for_backward(x, layer.scale, layer.shift, out if relu and ctx.added else None)
+        return out, mean, var
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (x, scale), (gradient, offset, slope) = ctx.saved_tensors, grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, scale, shift, output), (gradient, offset, slope) = ctx.saved_tensors, grads
         if kernels_suit(x):
             from delt.models import kernels
 
-            return kernels.pulled(gradient, x, scale, offset, slope), None, None
-        line = torch.addcmul(offset[:, :, None, None], x.unflatten(0, (-1, ctx.groups)), slope[:, :, None, None]).flatten(0, 1)
-        return (gradient * scale[:, None, None] + line).to(x.dtype), None, None
+            own, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, relu=ctx.relu, output=output)
+        else:
+            passed = gradient
+            if ctx.relu:
+                reached = torch.addcmul(shift[:, None, None], x, scale[:, None, None]) if output is None else output
+                passed = gradient * (reached > 0)
+            line = torch.addcmul(offset[:, :, None, None], x.unflatten(0, (-1, ctx.groups)), slope[:, :, None, None]).flatten(0, 1)
+            own = (passed * scale[:, None, None] + line).to(x.dtype)
+        return own, None, None, passed if ctx.added else None, None
 
 
 def kernels_suit(x: Tensor) -> bool:
@@ -131,10 +139,22 @@ class FrozenNorm(nn.BatchNorm2d):
         root = (self.running_var + self.eps).sqrt()
         return 1 / root if self.weight is None else self.weight / root
 
-    def forward(self, x: Tensor) -> Tensor:
+    @cached_property
+    def shift(self) -> Tensor:
+        """Summand per channel [C]."""
+        assert self.running_mean is not None
+        return (0 if self.bias is None else self.bias) - self.running_mean * self.scale
+
+    def plain(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
+        """The layer in torch's operators, plus `other`, cut at zero where `relu` is set."""
+        out = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        out = out if other is None else out + other
+        return out.relu() if relu else out
+
+    def forward(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
         if self.watch is None:
-            return super().forward(x)
-        out, mean, var = Watched.apply(x, self, self.groups)
+            return self.plain(x, other, relu)
+        out, mean, var = Watched.apply(x, self, self.groups, other, relu)
         self.watch(x, mean, var)
         return out
 

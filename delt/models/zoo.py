@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models import ResNet
 
 from delt.errors import ConfigError, unknown
+from delt.runtime import drawing
 
 CONVNETS = {f"convnet{depth}": depth for depth in (3, 4, 5, 6)}
 SMALL = 64  # largest side in pixels that gets a stem without downsampling
@@ -105,7 +105,7 @@ def build(arch: str, classes: int, channels: int, size: int, width: int | None =
     """
     if arch not in architectures():
         raise unknown("architecture", arch, architectures())
-    with torch.random.fork_rng(devices=[]):
+    with drawing, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator_seed or 0)  # torch.manual_seed would also reset the GPUs
         if arch in CONVNETS:
             return ConvNet(CONVNETS[arch], classes, channels, size, width or 128)
@@ -243,32 +243,3 @@ def _stem(model: nn.Module) -> nn.Conv2d:
 
 def _head(model: nn.Module) -> nn.Linear:
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-
-
-class RegularStem(nn.Module):
-    """A 7 x 7 convolution of stride 2 as one of 4 x 4 and stride 1 over 2 x 2 pixels as channels: the same sums.
-
-    The gradient with respect to a few channels at stride 2 is what GPU libraries are slowest at.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        weight = F.pad(conv.weight.detach(), (0, 1, 0, 1))  # [O,C,8,8]
-        weight = F.pixel_unshuffle(weight, 2).contiguous(memory_format=torch.channels_last)  # [O,4C,4,4]
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = conv.bias
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The convolution of images [N,C,H,W]."""
-        height, width = images.shape[2:]
-        return F.conv2d(F.pixel_unshuffle(F.pad(images, (3, 3 + width % 2, 3, 3 + height % 2)), 2), self.weight, self.bias)
-
-
-def regular_stem(model: nn.Module) -> nn.Module:
-    """Replace the stem of a network for large images by a `RegularStem`, where it has the ResNets' shape: changes and returns it."""
-    for name, conv in list(model.named_modules()):
-        if isinstance(conv, nn.Conv2d) and conv.in_channels <= 4:
-            shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
-            if shape == ((7, 7), (2, 2), (3, 3), (1, 1), 1):
-                model.set_submodule(name, RegularStem(conv))
-    return model

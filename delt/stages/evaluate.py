@@ -6,6 +6,7 @@ under its own name, for comparison with published values that were chosen so.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from delt import storage
 from delt.artifacts.scores import Score
@@ -24,13 +26,16 @@ from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
 from delt.job import Job
-from delt.models.zoo import build, named
+from delt.models.zoo import SMALL, build, named
+from delt.pool import same
 from delt.recipes import Recipe, recipe_of
-from delt.runtime import Emit, for_training, in_training, resolve, seed_of, send, settings, trainable
+from delt.runtime import Emit, for_training, free_memory, in_training, resolve, seed_of, send, settings, trainable
 from delt.storage import Slots
 from delt.team import Team
 from delt.training import Given, accuracy, adamw, fit, sgd
 
+BESIDE = 6  # students that a GPU trains side by side, where images are small: 1.8 times as many per second as one (benchmarks/LOG.md)
+ROOM = 3 * 2**30  # bytes of free memory of a GPU for each of them
 TOGETHER = 8  # images of a batch per rank from which on a student is trained by all ranks
 
 
@@ -114,7 +119,8 @@ def run_students(tasks: list[StudentTask], job: Job, known: Sequence[Score] = ()
     whole, shared = _dealt(missing, job)
     for task in missing:
         task.job = Job(job.seed, job.runtime, job.work)  # the pool and the listener stay with this process
-    rows |= {row.key: row for row in job.each(train_student, whole, cost=_images)}
+    beside = _beside(whole, job)
+    rows |= {row.key: row for row in job.each(train_student, whole, _with_own_teachers if beside > 1 else same, _images, beside)}
     for task in shared:
         task.job = replace(task.job, world=job.world)
         rows[task.score.key] = train_student(task, job.emit)
@@ -124,6 +130,31 @@ def run_students(tasks: list[StudentTask], job: Job, known: Sequence[Score] = ()
 def _images(task: StudentTask) -> int:
     """Images that a student sees in its training."""
     return len(task.train) * task.score.epochs
+
+
+def _beside(tasks: list[StudentTask], job: Job) -> int:
+    """How many students this process trains at a time, in threads: one on a CPU, or where there are workers; large images fill a GPU.
+
+    Threads share the random state of their process, so a network that draws from it (dropout) is trained alone.
+    """
+    if job.device.type == "cpu" or (job.pool and job.pool.workers > 1) or len(tasks) < 2:
+        return 1
+    if any(task.soft.teacher.card.size > SMALL for task in tasks) or any(map(_draws, {(task.arch, task.width) for task in tasks})):
+        return 1
+    return max(1, min(BESIDE, free_memory(job.device) // ROOM))
+
+
+def _draws(network: tuple[str, int | None]) -> bool:
+    """Whether a network draws random numbers in training."""
+    with torch.device("meta"):
+        layers = build(network[0], 10, 3, SMALL, network[1]).modules()
+    return any(isinstance(layer, (nn.modules.dropout._DropoutNd, StochasticDepth)) for layer in layers)
+
+
+def _with_own_teachers(task: StudentTask) -> StudentTask:
+    """The student with its own copy of the networks that it asks, whose layers change while they are asked."""
+    teacher, others = copy.deepcopy((task.soft.teacher, task.soft.others))
+    return replace(task, soft=replace(task.soft, teacher=teacher, others=others))
 
 
 def _dealt(missing: list[StudentTask], job: Job) -> tuple[list[StudentTask], list[StudentTask]]:
