@@ -281,7 +281,7 @@ class RuntimeConfig(Section):
     packing: int | None = option(None, "groups per forward pass in recover (default: one on a CPU, on a GPU what its memory holds)", low=1)
     compile: str = option(
         "auto",
-        "torch.compile in recover: pays in long runs (auto: those on a GPU)",
+        "torch.compile in recover: pays in long runs on a CPU (auto: off; a GPU has kernels that are faster)",
         choices=("auto", "on", "off"),
     )
     graphs: str = option("auto", "replay steps as CUDA graphs (auto: on a GPU)", choices=("auto", "on", "off"))

@@ -220,7 +220,7 @@ class Pipeline:
     def fit_engine(self) -> None:
         """Choose what is still open of the machine's settings, from the memory at hand; a run that goes on has its choice from before."""
         runtime = self.config.runtime
-        if runtime.packing is not None and runtime.compile != "auto":
+        if runtime.packing is not None:
             return
         groups = groups_of(self.config, len(self.real.info.classes))
         for teacher in stand_ins(self.config):

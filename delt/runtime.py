@@ -68,7 +68,7 @@ def device_of(runtime: RuntimeConfig) -> torch.device:
 def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
     """Replace every automatic choice by the value used on this machine, so that it can be stored and repeated.
 
-    What depends on the work, too, is left to `delt.engine.memory.fitted`: packing and compile on a GPU.
+    What depends on the work, too, is left to `delt.engine.memory.fitted`: packing on a GPU.
     """
     device = device_of(runtime)
     cpu = device.type == "cpu"
@@ -88,7 +88,7 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
         train_precision=training,
         memory_format=layout if runtime.memory_format == "auto" else runtime.memory_format,
         packing=runtime.packing or (1 if cpu else None),
-        compile="off" if cpu and runtime.compile == "auto" else runtime.compile,
+        compile="off" if runtime.compile == "auto" else runtime.compile,
         graphs="off" if cpu else "on" if runtime.graphs == "auto" else runtime.graphs,
     )
 
@@ -118,8 +118,12 @@ def settings(runtime: RuntimeConfig) -> Iterator[None]:
         _turn.wait_for(lambda: all(who == me or want == wanted for who, want, _ in _held))
         _held.append((me, wanted, _values()))
         apply(runtime)
+    device = device_of(runtime)
     try:
-        yield
+        with (
+            torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        ):  # recordings and kernels go to the current one
+            yield
     finally:
         with _turn:
             place = max(k for k, (who, _, _) in enumerate(_held) if who == me)
@@ -141,7 +145,7 @@ def beside(device: torch.device, thread: int) -> Iterator[None]:
     _works_for.thread = thread
     try:
         if device.type == "cuda":
-            own = torch.cuda.Stream(device)
+            own = _own_stream(device)
             with torch.cuda.stream(own):
                 yield
             own.synchronize()
@@ -151,7 +155,18 @@ def beside(device: torch.device, thread: int) -> Iterator[None]:
         del _works_for.thread
 
 
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    """This thread's stream: always the same, since libraries keep memory for each that they have seen."""
+    known = _streams.__dict__.setdefault("of", {})
+    number = torch.cuda.current_device() if device.index is None else device.index
+    if number not in known:
+        known[number] = torch.cuda.Stream(device)
+    found: torch.cuda.Stream = known[number]
+    return found
+
+
 _Values = tuple[int, str, bool, bool]
+_streams = threading.local()
 _works_for = threading.local()
 _turn = threading.Condition()
 _held: list[tuple[int, tuple[int | None, bool], _Values]] = []  # thread, what it wants, what it found; in the order of coming
@@ -264,7 +279,10 @@ def trainable(model: nn.Module, device: torch.device) -> nn.Module:
 
 def given_to(images: Tensor, runtime: RuntimeConfig) -> Tensor:
     """Images [N,C,H,W] in the arithmetic and layout of a `lowered` network."""
-    return laid_out(images.to(HALVES.get(runtime.precision, images.dtype)), runtime)
+    if runtime.precision not in HALVES or images.dtype == HALVES[runtime.precision]:
+        return laid_out(images, runtime)
+    last = runtime.memory_format == "channels_last"
+    return images.to(HALVES[runtime.precision], memory_format=torch.channels_last if last else torch.contiguous_format)  # one pass
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -333,8 +351,10 @@ class Replay:
         self.key, self.calls, self.graph, self.out = None, 0, None, None
 
     def _aside(self, body: Callable[[], T]) -> T:
-        """Run on a stream of its own, as a recording will."""
-        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        """Run on another stream than the main one, as a recording will."""
+        main, side = torch.cuda.current_stream(), _own_stream(torch.device("cuda"))
+        if main == side:
+            return body()
         side.wait_stream(main)
         with torch.cuda.stream(side):
             out = body()

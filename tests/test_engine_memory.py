@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from delt.artifacts.teacher import Teacher
 from delt.bench import Load
 from delt.config import RuntimeConfig
 from delt.engine import memory
@@ -65,15 +64,12 @@ def test_on_a_cpu_nothing_is_left_to_choose() -> None:
     assert fitted(runtime, Load(8, "resnet18", 4).teacher, []) == runtime and runtime.packing == 1 and runtime.compile == "off"
 
 
-def test_on_a_gpu_memory_and_length_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "taken", lambda teacher, runtime: 3_000_000)
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
-    open_ = RuntimeConfig(device="cpu", packing=None, compile="auto")
+    open_ = RuntimeConfig(device="cpu", packing=None)
     teacher = Load(32, "resnet18", 4).teacher
-    large = Teacher(teacher.model, replace(teacher.card, size=224))
-    few, many = (make_groups(classes, plan(4000, 50), group_size=100) for classes in (10, 2000))
-    assert (fitted(open_, teacher, few).packing, fitted(open_, teacher, few).compile) == (2, "off")  # 2.3 would fit
-    assert fitted(open_, teacher, many).compile == "off"  # small images are faster as they are
-    assert [fitted(open_, large, groups).compile for groups in (few[:1], many)] == ["off", "on"]
-    said = RuntimeConfig(device="cpu", packing=7, compile="off")
-    assert fitted(said, teacher, many) == said
+    groups = make_groups(10, plan(4000, 50), group_size=100)
+    assert fitted(open_, teacher, groups) == replace(open_, packing=2)  # 2.3 would fit
+    said = RuntimeConfig(device="cpu", packing=7)
+    assert fitted(said, teacher, groups) == said

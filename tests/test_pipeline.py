@@ -697,16 +697,14 @@ def test_fadrm_at_two_sizes_runs_to_the_end(tmp_path):
 # ---------------------------------------------------------------- what the machine chooses
 
 
-def test_packing_and_compile_are_chosen_once_stored_and_kept(tmp_path, monkeypatch):
-    """As on a GPU, where they depend on the memory at hand: a run that goes on later keeps what it began with."""
+def test_packing_is_chosen_once_stored_and_kept(tmp_path, monkeypatch):
+    """As on a GPU, where it depends on the memory at hand: a run that goes on later keeps what it began with."""
     real, chosen = pipeline.resolve, iter((3, 1))
-    monkeypatch.setattr(pipeline, "resolve", lambda runtime: replace(real(runtime), packing=runtime.packing, compile=runtime.compile))
-    monkeypatch.setattr(
-        pipeline, "fitted", lambda runtime, teacher, groups: replace(runtime, packing=runtime.packing or next(chosen), compile="off")
-    )
+    monkeypatch.setattr(pipeline, "resolve", lambda runtime: replace(real(runtime), packing=runtime.packing))
+    monkeypatch.setattr(pipeline, "fitted", lambda runtime, teacher, groups: replace(runtime, packing=runtime.packing or next(chosen)))
     for until in ("rank", "evaluate"):
         delt.run(tiny(), tmp_path / "a", until=until, listener=quiet)
         runtime = delt.results.read_config(tmp_path / "a" / "config.json").runtime
-        assert (runtime.packing, runtime.compile) == (3, "off")
+        assert runtime.packing == 3
     delt.run(tiny(packing=2), tmp_path / "b", until="rank", listener=quiet)
     assert delt.results.read_config(tmp_path / "b" / "config.json").runtime.packing == 2

@@ -16,8 +16,6 @@ from delt.runtime import device_of, free_memory, given_to, lowered
 
 SHARE = 0.7  # of the free memory that a pack may take
 ENOUGH = 2**25  # pixels in a forward pass beyond which more images side by side make a GPU no faster
-PAYS = 1e11  # pixels, times the iterations they are in, from which on compiling saves more than its half minute
-COMPILED = 64  # pixels per side above which a compiled step is the faster one on a GPU (benchmarks/LOG.md)
 TRIAL = 16  # images
 
 
@@ -61,16 +59,13 @@ def fitting(free: int, per_image: int, images: int, size: int, groups: int) -> i
 
 
 def fitted(runtime: RuntimeConfig, teacher: Teacher, groups: Sequence[Group]) -> RuntimeConfig:
-    """A resolved configuration with nothing left to choose: packing and compile, where they were not given."""
+    """A resolved configuration with nothing left to choose: packing, where it was not given."""
     size = teacher.card.size
     if runtime.packing is None:
         images = max((len(group.members) for group in groups), default=1)
         per_image = taken(teacher, runtime)
         packing = fitting(free_memory(device_of(runtime)), per_image, images, size, max(1, len(groups)))
         runtime = replace(runtime, packing=packing)
-    if runtime.compile == "auto":
-        work = sum(group.schedule.image_iterations for group in groups) * size**2
-        runtime = replace(runtime, compile="on" if size > COMPILED and work > PAYS else "off")
     return runtime
 
 

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 32  # pixels that a program reads at once
-PARTS = 128  # most partial sums per group and channel
-PROGRAMS = 768  # that take the sums of a layer, as far as PARTS go: enough to keep memory busy
+PARTS = 256  # most partial sums per group and channel
+TURNS = 8  # that a program takes before it pays to have one more
 BLOCK = 1024  # pixels of an image that a program steps
 NOTHING, OWN, OUTPUT = 0, 1, 2  # where the way back finds what the ReLU cut: no ReLU, the layer's own output, the sum's
 
@@ -158,12 +158,14 @@ def _unshuffled(x, out, height, width, high, wide, total, channels, PAD: tl.cons
 
 
 @triton.jit
-def _shuffled(gradient, out, height, width, high, wide, total, channels, PAD: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # number of the input
-    c, row = place % channels, place // channels
-    image, y, z = row // (height * width), (row // width) % height + PAD, row % width + PAD
-    source = ((image * high + y // 2) * wide + z // 2) * DEEP + c * 4 + y % 2 * 2 + z % 2
-    tl.store(out + place, tl.load(gradient + source, mask=place < total, other=0.0), mask=place < total)
+def _shuffled(gradient, out, height, width, high, wide, total, channels, PAD: tl.constexpr, DEEP: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # pixel of the input
+    c = tl.arange(0, DEEP // 4)[None, :]
+    y, z = (row // width) % height + PAD, row % width + PAD
+    source = (((row // (height * width)).to(tl.int64) * high + y // 2) * wide + z // 2) * DEEP + y % 2 * 2 + z % 2
+    here = (row < total)[:, None] & (c < channels)
+    value = tl.load(gradient + source[:, None] + c * 4, mask=here, other=0.0)
+    tl.store(out + row[:, None].to(tl.int64) * channels + c, value, mask=here)
 
 
 @triton.jit
@@ -180,7 +182,7 @@ def _adam(  # type: ignore[no-untyped-def]
     mean, square = tl.load(first + place, mask=here, other=0.0), tl.load(second + place, mask=here, other=0.0)
     mean += (pull - mean) * (1 - keep1)
     square = square * keep2 + pull * pull * (1 - keep2)
-    step = mean / (tl.sqrt(square) * tl.load(widen + row) + eps) * tl.load(rate + row)
+    step = tl.div_rn(mean, tl.sqrt_rn(square) * tl.load(widen + row) + eps) * tl.load(rate + row)
     least, most = tl.load(low + plane % channels), tl.load(high + plane % channels)
     moved = tl.load(images + place, mask=here, other=0.0) - step
     moved = tl.where(moved < least, least, tl.where(moved > most, most, moved))
@@ -207,7 +209,7 @@ def normed(
     pixels, rows = height * width, count // groups * height * width
     wide = _width(channels)
     across = -(-channels // wide)
-    rounds = -(-rows // (ROWS * min(PARTS, max(1, PROGRAMS // (groups * across)))))
+    rounds = -(-rows // (ROWS * min(PARTS, max(1, rows // (ROWS * TURNS)))))
     parts = -(-rows // (ROWS * rounds))
     most = max(16, 1 << (parts - 1).bit_length())
     partial = torch.empty(2, groups, most, channels, dtype=torch.float32, device=x.device)
@@ -294,7 +296,8 @@ def shuffled(gradient: Tensor, channels: int, height: int, width: int, pad: int)
     count, deep, high, wide = gradient.shape
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     out = torch.empty(count, channels, height, width, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
-    _shuffled[(-(-out.numel() // BLOCK),)](gradient, out, height, width, high, wide, out.numel(), channels, PAD=pad, DEEP=deep, BLOCK=BLOCK)
+    total = count * height * width
+    _shuffled[(-(-total // (4 * ROWS)),)](gradient, out, height, width, high, wide, total, channels, PAD=pad, DEEP=deep, ROWS=4 * ROWS)
     return out
 
 
