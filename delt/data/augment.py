@@ -118,8 +118,8 @@ def shuffle_patches(images: Tensor, parts: int, generator: torch.Generator) -> T
     Each image has an order of its own. The strips are equally wide, or differ by one pixel where the size is no multiple of `parts`.
     """
     count, _, height, width = images.shape
-    cols = _permuted(count, width, parts, generator).to(images.device)
-    rows = _permuted(count, height, parts, generator).to(images.device)
+    cols = send(_permuted(count, width, parts, generator), images.device)
+    rows = send(_permuted(count, height, parts, generator), images.device)
     images = images.gather(3, cols[:, None, None, :].expand_as(images))
     return images.gather(2, rows[:, None, :, None].expand_as(images))
 

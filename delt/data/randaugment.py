@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from delt.errors import ConfigError
+from delt.runtime import send
 
 FILL = (124, 116, 104)  # the ImageNet mean in 0 .. 255, for what a move uncovers
 PROBABILITY = 0.5  # of carrying out a drawn operation
@@ -75,14 +76,14 @@ def apply(images: Tensor, step: Step) -> Tensor:
     for code, tone in enumerate(TONES.values()):
         rows = (step.op == code).nonzero().flatten()
         if len(rows):
-            level = step.level[rows].view(-1, 1, 1, 1).to(images.device)
-            rows = rows.to(images.device)
+            level = send(step.level[rows].view(-1, 1, 1, 1), images.device)
+            rows = send(rows, images.device)
             images[rows] = tone(images[rows], level)
     for cubic in (False, True):
         rows = ((step.op >= len(TONES)) & (step.cubic == cubic)).nonzero().flatten()
         if len(rows):
-            matrix = matrices(step, rows, *images.shape[-2:]).to(images.device)
-            rows = rows.to(images.device)
+            matrix = send(matrices(step, rows, *images.shape[-2:]), images.device)
+            rows = send(rows, images.device)
             images[rows] = warp(images[rows], matrix, "bicubic" if cubic else "bilinear")
     return images
 
