@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from delt.config import RuntimeConfig
-from delt.errors import ConfigError, Stopped
+from delt.errors import ConfigError, RunError, Stopped
 from delt.ranks import local, ranks
 from delt.runtime import Emit
 
@@ -194,6 +195,34 @@ class World:
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
 
 
+def greeted(store: Any, rank: int, size: int) -> str:
+    """A name that this start of all ranks shares and no earlier one had: torchrun, which may start them again, keeps its store.
+
+    The first rank offers a name, the others answer with one of their own, and only an answer to a living rank is confirmed.
+
+    Raises:
+        RunError: not all ranks came.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
+    if rank == 0:
+        store.set("first", own)
+    while time.monotonic() < until:
+        if rank == 0:
+            names = [f"answer/{other}" for other in range(1, size)]
+            answers = [store.get(name).decode() for name in names if store.check([name])]
+            if len(answers) == size - 1 and all(answer.startswith(own) for answer in answers):
+                store.set(f"confirmed/{own}", json.dumps(answers))
+                return own
+        elif store.check(["first"]):
+            first = store.get("first").decode()
+            answer = f"{first} {own}"
+            store.set(f"answer/{rank}", answer)
+            if store.check([f"confirmed/{first}"]) and answer in json.loads(store.get(f"confirmed/{first}")):
+                return str(first)
+        time.sleep(POLL)
+    raise RunError(f"rank {rank} waited {PATIENCE} for the {size} ranks of this run: see what the others said, and start all again")
+
+
 @contextlib.contextmanager
 def joined(runtime: RuntimeConfig) -> Iterator[World | None]:
     """The ranks that torchrun started, or None where it did not start this process.
@@ -206,7 +235,8 @@ def joined(runtime: RuntimeConfig) -> Iterator[World | None]:
         return
     _take_gpu(runtime)
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    world = World(rank, size, dist.PrefixStore("delt", store))
+    store = dist.PrefixStore("delt", store)
+    world = World(rank, size, dist.PrefixStore(greeted(store, rank, size), store))
     try:
         yield world
     finally:

@@ -134,14 +134,35 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], secon
 LONG = {"iterations": 200, "checkpoint_seconds": 0.2, "relabel_mode": "online", "evaluate_seeds": 1}
 
 
+@pytest.fixture(scope="module")
+def longer(whole: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, bytes]]:
+    """A synthesis that takes a few seconds: its words, and the set that one process makes."""
+    teacher, out = whole.path / "teachers" / "teacher.safetensors", tmp_path_factory.mktemp("longer") / "run"
+    config = delt.configure("digits", **{**SETTINGS, **LONG}, teacher_weights=str(teacher), workers=1)  # type: ignore[arg-type]
+    delt.run(config, out, until="recover", listener=lambda event: None)
+    return ["recover", "digits", *flags(**{**SETTINGS, **LONG}, teacher_weights=teacher)], content_of_set(out)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+def test_torchrun_starts_the_ranks_again_and_they_go_on(longer: tuple[list[str], dict[str, bytes]], tmp_path: Path):
+    (command, expected), out = longer, tmp_path / "run"
+    process = start([*torchrun(2, "--max-restarts", "1"), *command, "--out", str(out)])
+    assert wait_for(lambda: finished(out), process)
+    ranked = (out / "ranking.parquet").stat()
+    os.kill(ranks_of(process)[0], signal.SIGKILL)
+    said = done(process)
+    assert "exitcode: -9" in said and content_of_set(out) == expected
+    now = (out / "ranking.parquet").stat()
+    assert (now.st_ino, now.st_mtime_ns) == (ranked.st_ino, ranked.st_mtime_ns), "what was finished stands"
+
+
 @pytest.mark.timeout(1800 if KILLS > 2 else 240)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
-def test_killed_ranks_lose_no_finished_unit(whole: Run, tmp_path: Path, record_property: Callable[[str, Any], None]):
+def test_killed_ranks_lose_no_finished_unit(
+    longer: tuple[list[str], dict[str, bytes]], tmp_path: Path, record_property: Callable[[str, Any], None]
+):
     """SIGKILL of one rank at a random moment, again and again; each next launch has another number of ranks."""
-    teacher = whole.path / "teachers" / "teacher.safetensors"
-    command = ["recover", "digits", *flags(**{**SETTINGS, **LONG}, teacher_weights=teacher)]
-    config = delt.configure("digits", **{**SETTINGS, **LONG}, teacher_weights=str(teacher), workers=1)  # type: ignore[arg-type]
-    expected = delt.run(config, tmp_path / "expected", until="recover", listener=lambda event: None)
+    command, expected = longer
     draws, kills, runs, kept = random.Random(0), 0, 0, 0
     while kills < KILLS:
         out, stood = tmp_path / f"{runs}", dict[str, tuple[int, int]]()
@@ -165,7 +186,7 @@ def test_killed_ranks_lose_no_finished_unit(whole: Run, tmp_path: Path, record_p
             if kills >= KILLS:
                 done(start([sys.executable, "-m", "delt", *command, "--workers", "1", "--out", str(out)]))
                 break
-        assert {name: data for name, data in content_of_set(out).items()} == content_of_set(expected.path)
+        assert content_of_set(out) == expected
         runs += 1
         shutil.rmtree(out)
     assert kept > 0

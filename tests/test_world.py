@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from delt import world
 from delt.config import RuntimeConfig
-from delt.errors import ConfigError, Stopped
+from delt.errors import ConfigError, RunError, Stopped
 from delt.runtime import silent
-from delt.world import World, joined
+from delt.world import World, greeted, joined
 
 
 def nothing() -> None:
@@ -208,3 +211,24 @@ def test_cuda_means_the_gpu_of_the_rank(monkeypatch: pytest.MonkeyPatch):
     with joined(RuntimeConfig()) as world:
         assert world is not None and world.leads and world.size == 4
     assert chosen == [1]
+
+
+def test_ranks_that_start_again_in_the_same_store_find_each_other():
+    store = dist.HashStore()
+    names = []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as threads:
+            found = set(threads.map(lambda rank: greeted(store, rank, 3), (1, 2, 0)))
+        assert len(found) == 1
+        names.append(found.pop())
+    assert len(set(names)) == 3, "each start has a name of its own"
+
+
+def test_a_rank_that_nobody_meets_gives_up(monkeypatch: pytest.MonkeyPatch):
+    store = dist.HashStore()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda rank: greeted(store, rank, 2), (0, 1)))
+    monkeypatch.setattr(world, "PATIENCE", timedelta(seconds=0.1))
+    for rank in (0, 1):
+        with pytest.raises(RunError, match=f"rank {rank} waited 0:00:00.100000 for the 2 ranks of this run"):
+            greeted(store, rank, 2)
