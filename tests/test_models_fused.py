@@ -95,6 +95,17 @@ class Twice(nn.Module):
         return F.relu(one + one).mean((2, 3))
 
 
+class Spread(nn.Module):
+    """A sum of a layer's output and of one number per image and channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x) + x.mean((2, 3), keepdim=True)).mean((2, 3))
+
+
 class Deciding(nn.Module):
     """A forward pass that depends on the values."""
 
@@ -106,7 +117,7 @@ class Deciding(nn.Module):
         return F.relu(self.norm(x)).mean((2, 3)) if x.sum() > 0 else self.norm(x).mean((2, 3))
 
 
-@pytest.mark.parametrize("kind", [Shared, Twice, Deciding])
+@pytest.mark.parametrize("kind", [Shared, Twice, Spread, Deciding])
 def test_what_others_need_too_is_left(kind: type[nn.Module]) -> None:
     model = kind().double().eval().requires_grad_(False)
     images = torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()

@@ -125,7 +125,7 @@ def fuse(model: nn.Module) -> nn.Module:
         return model
     modules = dict(model.named_modules())
     for node in list(graph.nodes):
-        if _is_relu(node, modules) and (found := _normed(node.args[0], modules)):
+        if _is_relu(node, modules) and node.args and (found := _normed(node.args[0], modules)):
             norm, other = found
             with graph.inserting_before(node):
                 fused = graph.call_module(str(norm.target), (norm.args[0], other, True))

@@ -154,9 +154,12 @@ class FrozenNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
         if self.watch is None:
             return self.plain(x, other, relu)
-        out, mean, var = Watched.apply(x, self, self.groups, other, relu)
+        fits = other is None or other.shape == x.shape  # one that is spread over the images is added as ever
+        out, mean, var = Watched.apply(x, self, self.groups, other if fits else None, relu and fits)
         self.watch(x, mean, var)
-        return out
+        if fits or other is None:
+            return out
+        return (out + other).relu() if relu else out + other
 
 
 def freeze_norms(model: nn.Module) -> nn.Module:
