@@ -729,3 +729,12 @@ def test_a_file_that_vanishes_while_it_is_looked_at_is_named(tmp_path: Path) -> 
     folder = RunFolder(tmp_path)
     with folder.hold(), pytest.raises(IntegrityError, match="cannot read .*gone.*: No such file"):
         folder._once(tmp_path / "gone", storage.sha256_file)
+
+
+def test_who_shares_a_folder_leaves_at_the_end_what_others_are_writing(tmp_path: Path) -> None:
+    other = storage.temporary_of(tmp_path / ".work" / "recover" / "g.a.ckpt")
+    for shared in (True, False):
+        with RunFolder(tmp_path).hold(shared):
+            other.parent.mkdir(parents=True, exist_ok=True)
+            other.write_bytes(b"")
+        assert other.exists() == shared

@@ -84,3 +84,13 @@ def test_patches_are_found_by_class_and_number():
     chosen = Patches(3, images, [""] * 6).of([(1, 2), (0, 0), (1, 0)])
     assert chosen is not None and chosen[:, 0, 0, 0].tolist() == [5, 0, 3]
     assert Patches(3, None, ["noise"] * 6).of([(0, 1)]) is None
+
+
+def test_starting_images_are_pixels_or_cut_or_noise():
+    pixels, members = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), [(1, 0), (0, 1)]
+    sources = ["train/0"] * 4
+    for patches in (Patches(2, pixels, sources), Patches(2, None, sources, cut=lambda asked: pixels[[2 * c + i for c, i in asked]])):
+        found = patches.of(members)
+        assert found is not None and found.flatten().tolist() == [2, 1]
+        assert patches.images is not None and torch.equal(patches.images, pixels)
+    assert Patches(2, None, ["noise"] * 4).of(members) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet
@@ -13,6 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from delt import storage
+from delt.artifacts import synthetic
 from delt.artifacts.synthetic import SyntheticSet, class_folder, file_names, png_bytes, read_png
 from delt.errors import DataError, IntegrityError
 
@@ -260,3 +262,11 @@ def test_a_file_that_is_no_png_is_named_though_its_hash_fits(tmp_path: Path) -> 
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(IntegrityError, match=r"x\.png is not a readable PNG"):
         read_png(tmp_path / "x.png", (1, 4, 4), storage.sha256_bytes(b"no image"))
+
+
+def test_files_are_compressed_by_threads_or_where_there_are_none_any_more_without() -> None:
+    images = make().images
+    expected = [png_bytes(image) for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(synthetic._compressed(images, pool)) == expected
+    assert list(synthetic._compressed(images, pool)) == expected, "the threads have ended"

@@ -20,7 +20,7 @@ from delt.config import DataConfig
 from delt.data import load, stream
 from delt.data.decode import BadImage
 from delt.data.images import Notes, TensorImages
-from delt.data.load import class_counts, data_root, held_out, open_set, require_files, require_images, resized, shape_of
+from delt.data.load import class_counts, count_images, data_root, held_out, open_set, require_files, require_images, resized, shape_of
 from delt.data.specs import spec_of
 from delt.data.stream import StreamImages
 from delt.errors import ConfigError, DataError
@@ -510,3 +510,13 @@ def test_some_classes_of_real_cifar10(cifar_root):
     whole = open_set("cifar10", DataConfig(root=str(cifar_root)), CPU)
     assert some.info.classes == ("truck", "cat") and class_counts(some.test, 2) == [1000, 1000] and some.info.floor == 75.0
     assert torch.equal(some.test.pixels[some.test.labels == 1], whole.test.pixels[whole.test.labels == 3])
+
+
+def test_images_are_counted_before_a_set_is_opened(tmp_path):
+    assert count_images("cifar10", DataConfig()) == (50_000, 10_000)
+    assert count_images("cifar10", DataConfig(classes=("cat", "frog"))) == (10_000, 2_000)
+    name = f"folder:{folder(tmp_path / 'a', {'cat': 6, 'dog': 6})}"
+    assert count_images(name, DataConfig(val_fraction=1 / 3)) == (8, 4)
+    folder(tmp_path / "b", {"cat": 3, "dog": 2}, "train")
+    folder(tmp_path / "b", {"cat": 1, "dog": 1}, "test")
+    assert count_images(f"folder:{tmp_path / 'b'}", DataConfig()) == (5, 2)
