@@ -113,16 +113,15 @@ def settings(runtime: RuntimeConfig) -> Iterator[None]:
     They belong to the process: threads of one process that want the same share them, and the last one puts the old values
     back; a thread that wants others waits until it is alone, or alone with the one that it works for.
     """
-    wanted, me = (runtime.threads, _rounds(runtime)), getattr(_works_for, "thread", threading.get_ident())
+    wanted, me = (runtime.threads, _rounds(runtime)), _own.works_for or threading.get_ident()
     with _turn:
         _turn.wait_for(lambda: all(who == me or want == wanted for who, want, _ in _held))
         _held.append((me, wanted, _values()))
         apply(runtime)
     device = device_of(runtime)
+    current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()  # recordings and kernels go there
     try:
-        with (
-            torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-        ):  # recordings and kernels go to the current one
+        with current:
             yield
     finally:
         with _turn:
@@ -142,32 +141,37 @@ def beside(device: torch.device, thread: int) -> Iterator[None]:
 
     What was given to the GPU before has to be done, and at the end all of this is.
     """
-    _works_for.thread = thread
+    _own.works_for = thread
     try:
         if device.type == "cuda":
-            own = _own_stream(device)
-            with torch.cuda.stream(own):
+            stream = _own_stream(device)
+            with torch.cuda.stream(stream):
                 yield
-            own.synchronize()
+            stream.synchronize()
         else:
             yield
     finally:
-        del _works_for.thread
+        _own.works_for = None
+
+
+class _Own(threading.local):
+    """What each thread has for itself."""
+
+    def __init__(self) -> None:
+        self.works_for: int | None = None  # another thread, which waits for it
+        self.streams: dict[int, torch.cuda.Stream] = {}  # by the number of the GPU
 
 
 def _own_stream(device: torch.device) -> torch.cuda.Stream:
     """This thread's stream: always the same, since libraries keep memory for each that they have seen."""
-    known = _streams.__dict__.setdefault("of", {})
     number = torch.cuda.current_device() if device.index is None else device.index
-    if number not in known:
-        known[number] = torch.cuda.Stream(device)
-    found: torch.cuda.Stream = known[number]
-    return found
+    if number not in _own.streams:
+        _own.streams[number] = torch.cuda.Stream(device)
+    return _own.streams[number]
 
 
 _Values = tuple[int, str, bool, bool]
-_streams = threading.local()
-_works_for = threading.local()
+_own = _Own()
 _turn = threading.Condition()
 _held: list[tuple[int, tuple[int | None, bool], _Values]] = []  # thread, what it wants, what it found; in the order of coming
 
@@ -279,10 +283,8 @@ def trainable(model: nn.Module, device: torch.device) -> nn.Module:
 
 def given_to(images: Tensor, runtime: RuntimeConfig) -> Tensor:
     """Images [N,C,H,W] in the arithmetic and layout of a `lowered` network."""
-    if runtime.precision not in HALVES or images.dtype == HALVES[runtime.precision]:
-        return laid_out(images, runtime)
-    last = runtime.memory_format == "channels_last"
-    return images.to(HALVES[runtime.precision], memory_format=torch.channels_last if last else torch.contiguous_format)  # one pass
+    wanted = HALVES.get(runtime.precision, images.dtype)
+    return laid_out(images, runtime) if images.dtype == wanted else images.to(wanted, memory_format=_layout(runtime))  # one pass
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -364,8 +366,11 @@ class Replay:
 
 def laid_out(images: Tensor, runtime: RuntimeConfig) -> Tensor:
     """Put an [N,C,H,W] tensor into the configured memory layout."""
-    last = runtime.memory_format == "channels_last"
-    return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return images.contiguous(memory_format=_layout(runtime))
+
+
+def _layout(runtime: RuntimeConfig) -> torch.memory_format:
+    return torch.channels_last if runtime.memory_format == "channels_last" else torch.contiguous_format
 
 
 def reset_peak(runtime: RuntimeConfig) -> None:

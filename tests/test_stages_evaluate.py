@@ -569,7 +569,7 @@ def test_how_many_students_a_gpu_trains(real: RealSet, synthetic: SyntheticSet, 
     assert stage._beside(tasks, gpu) == stage.BESIDE
     assert stage._beside(tasks[:1], gpu) == 1
     assert stage._beside(tasks, replace(gpu, pool=Pool(replace(RUNTIME, workers=2)))) == 1
-    assert stage._beside([*tasks, replace(tasks[0], arch="vgg11", width=None)], gpu) == 1, "it has dropout"
+    assert stage._beside([*tasks, replace(tasks[0], arch="mobilenet_v2", width=None)], gpu) == 1, "it has dropout"
     monkeypatch.setattr(stage, "free_memory", lambda device: 7 * 2**30)
     assert stage._beside(tasks, gpu) == 2
     large = replace(soft, teacher=replace(soft.teacher, card=replace(soft.teacher.card, size=224)))

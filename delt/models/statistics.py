@@ -147,9 +147,7 @@ class FrozenNorm(nn.BatchNorm2d):
 
     def plain(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
         """The layer in torch's operators, plus `other`, cut at zero where `relu` is set."""
-        out = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        out = out if other is None else out + other
-        return out.relu() if relu else out
+        return _followed(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps), other, relu)
 
     def forward(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
         if self.watch is None:
@@ -157,9 +155,12 @@ class FrozenNorm(nn.BatchNorm2d):
         fits = other is None or other.shape == x.shape  # one that is spread over the images is added as ever
         out, mean, var = Watched.apply(x, self, self.groups, other if fits else None, relu and fits)
         self.watch(x, mean, var)
-        if fits or other is None:
-            return out
-        return (out + other).relu() if relu else out + other
+        return out if fits else _followed(out, other, relu)
+
+
+def _followed(out: Tensor, other: Tensor | None, relu: bool) -> Tensor:
+    out = out if other is None else out + other
+    return out.relu() if relu else out
 
 
 def freeze_norms(model: nn.Module) -> nn.Module:

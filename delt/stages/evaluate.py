@@ -34,7 +34,7 @@ from delt.storage import Slots
 from delt.team import Team
 from delt.training import Given, accuracy, adamw, fit, sgd
 
-BESIDE = 6  # students that a GPU trains side by side, where images are small: 1.8 times as many per second as one (benchmarks/LOG.md)
+BESIDE = 6  # students that a GPU trains side by side, where images are small; more gave no more steps per second (benchmarks/LOG.md)
 ROOM = 3 * 2**30  # bytes of free memory of a GPU for each of them
 TOGETHER = 8  # images of a batch per rank from which on a student is trained by all ranks
 
@@ -139,15 +139,16 @@ def _beside(tasks: list[StudentTask], job: Job) -> int:
     """
     if job.device.type == "cpu" or (job.pool and job.pool.workers > 1) or len(tasks) < 2:
         return 1
-    if any(task.soft.teacher.card.size > SMALL for task in tasks) or any(map(_draws, {(task.arch, task.width) for task in tasks})):
+    networks = {(task.arch, task.width, task.soft.teacher.card.size) for task in tasks}
+    if any(size > SMALL or _draws(arch, width, size) for arch, width, size in networks):
         return 1
     return max(1, min(BESIDE, free_memory(job.device) // ROOM))
 
 
-def _draws(network: tuple[str, int | None]) -> bool:
+def _draws(arch: str, width: int | None, size: int) -> bool:
     """Whether a network draws random numbers in training."""
     with torch.device("meta"):
-        layers = build(network[0], 10, 3, SMALL, network[1]).modules()
+        layers = build(arch, 10, 3, size, width).modules()
     return any(isinstance(layer, (nn.modules.dropout._DropoutNd, StochasticDepth)) for layer in layers)
 
 
