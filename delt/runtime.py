@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,16 @@ def seed_of(*key: object) -> int:
 def stream(*key: object) -> torch.Generator:
     """A CPU random generator for this key, e.g. `stream(seed, "recover", group, iteration, "crop")`."""
     return torch.Generator().manual_seed(seed_of(*key))
+
+
+Streams = torch.Generator | Sequence[torch.Generator]  # several lie side by side: each draws for as many rows of a batch, in turn
+
+
+def drawn(draw: Callable[[int, torch.Generator], Tensor], rows: int, streams: Streams) -> Tensor:
+    """What `draw(rows, stream)` gives, rows first; from several streams end to end, each for its equal share of the rows."""
+    if isinstance(streams, torch.Generator):
+        return draw(rows, streams)
+    return torch.cat([draw(rows // len(streams), one) for one in streams])
 
 
 def device_of(runtime: RuntimeConfig) -> torch.device:

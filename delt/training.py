@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torchvision.ops import StochasticDepth
 
 from delt.config import RuntimeConfig
 from delt.data.images import Images, normalise
@@ -27,6 +28,7 @@ from delt.team import Given, Team
 
 TEST_BATCH = 500
 GPU_TEST_BATCH = 2000
+LOOK = 1.0  # seconds in which the losses of a GPU are not read, since it would be waited for
 
 
 def fit(
@@ -63,65 +65,114 @@ def fit(
     Raises:
         Stopped: `batches` raised it; a checkpoint is written.
         DeltError: a loss or gradient is not finite; names epoch, step and the parameter. Nothing is stepped from there on,
-            and the checkpoint before stands. A GPU is asked at checkpoints and at the end of an epoch only.
+            and the checkpoint before stands. A GPU is asked at checkpoints, with what `after` returns, and once a second.
     """
-    team = team or Team()
-    keeper = Keeper(model, optimizer, slots, every, team.leads)
-    history, losses = keeper.resume()
-    device = next(model.parameters()).device
+    team, device = team or Team(), next(model.parameters()).device
     step = Step(model, optimizer, loss, Replay(graphs and team.world is None), team)
-    for epoch in range(len(history), epochs):
-        done = Epoch(epoch, losses, step)
-        with seeded(device, seed, "fit", epoch) as again:
+    book = Book(Keeper(model, optimizer, slots, every, team.leads), step, device)
+    random = draws(model)
+    for epoch in range(len(book.records), epochs):
+        with seeded(device, seed, "fit", epoch) if random else nullcontext(_nothing) as again:
             model.train()
             try:
-                for given in itertools.islice(batches(epoch), len(done.losses), None):
-                    again(len(done.losses))
-                    set_rate(optimizer, rate(epoch + len(done.losses) / steps))
-                    done.losses.append(step(given))
+                for given in itertools.islice(batches(epoch), book.steps, None):
+                    again(book.steps)
+                    set_rate(optimizer, rate(epoch + book.steps / steps))
+                    book.add(step(given))
                     if step.stopped:
                         raise step.stopped
-                    due = keeper.due  # asked once: nothing is kept that was not looked at
-                    if due or device.type == "cpu":
-                        done.check()
-                    if due:
-                        keeper.save(history, done.losses)
             except Stopped:
-                done.check()
-                keeper.save(history, done.losses)
+                book.save()
                 raise
-        done.check()
-        history.append({"epoch": epoch, "loss": round(torch.stack(done.losses).mean().item(), 6), **(after(epoch) if after else {})})
-        losses = []
-        if keeper.due:
-            keeper.save(history, losses)
-    return history
+        book.turn(after(epoch) if after else {})
+    book.look()
+    return book.records
 
 
-@dataclass
-class Epoch:
-    """The losses of a pass so far."""
+def draws(model: nn.Module) -> bool:
+    """Whether a network draws random numbers in training."""
+    return any(isinstance(layer, (nn.modules.dropout._DropoutNd, StochasticDepth)) for layer in model.modules())
 
-    number: int
-    losses: list[Tensor]
-    step: Step
-    checked: int = 0
 
-    def check(self) -> None:
-        """Look at the losses that came since the last look, all at once, since a number read from a GPU is waited for.
+def _nothing(*key: object) -> None:
+    """Stands for seeding where nothing is drawn."""
+
+
+class Book:
+    """What a training notes: a record per pass, and the losses of the one in work, with checkpoints of both.
+
+    A loss is looked at before it is kept. A CPU's are looked at after each step, a GPU's seldom, since it would be waited for.
+    """
+
+    def __init__(self, keeper: Keeper, step: Step, device: torch.device) -> None:
+        self.keeper, self.step, self.seldom = keeper, step, device.type != "cpu"
+        self.records, losses = keeper.resume()
+        self.passes = [Pass(len(self.records), losses)]  # that have no record yet: the last is in work
+        self.looked = time.monotonic()
+
+    @property
+    def steps(self) -> int:
+        """Steps of the pass in work."""
+        return len(self.passes[-1].losses)
+
+    def add(self, loss: Tensor) -> None:
+        """A step was taken."""
+        self.passes[-1].losses.append(loss)
+        if self.keeper.due:
+            self.save()
+        elif not self.seldom:
+            self.look()
+
+    def turn(self, more: dict[str, Any]) -> None:
+        """A pass is over; `more` joins its record."""
+        self.passes[-1].more = more
+        self.passes.append(Pass(self.passes[-1].number + 1, []))
+        if self.keeper.due:
+            self.save()
+        elif more or not self.seldom or time.monotonic() - self.looked > LOOK:
+            self.look()
+
+    def look(self) -> None:
+        """Read the losses that came since the last look, and record the passes that are over.
 
         Raises:
             DeltError: one is not finite.
         """
-        new = self.losses[self.checked :]
-        values = torch.stack(new).tolist() if new else []
-        bad = [place for place, value in enumerate(values, self.checked) if not math.isfinite(value)]
-        if bad:
-            raise DeltError(
-                f"training stopped: {self.step.culprit()} is not finite at step {bad[0]} of epoch {self.number}; nothing was stepped, "
-                "and the checkpoint before it stands: lower the learning rate"
-            )
+        for one in self.passes:
+            bad = one.check()
+            if bad is not None:
+                raise DeltError(
+                    f"training stopped: {self.step.culprit()} is not finite at step {bad} of epoch {one.number}; nothing was stepped, "
+                    "and the checkpoint before it stands: lower the learning rate"
+                )
+        self.records.extend(one.record() for one in self.passes[:-1])
+        del self.passes[:-1]
+        self.looked = time.monotonic()
+
+    def save(self) -> None:
+        """Write a checkpoint, where they are kept."""
+        self.look()
+        self.keeper.save(self.records, self.passes[-1].losses)
+
+
+@dataclass
+class Pass:
+    """The losses of a pass so far."""
+
+    number: int
+    losses: list[Tensor]
+    more: dict[str, Any] = field(default_factory=dict)  # what else is to be recorded
+    checked: int = 0
+
+    def check(self) -> int | None:
+        """Read the losses that are new, all at once; returns the first step whose loss is not finite."""
+        new, start = self.losses[self.checked :], self.checked
         self.checked = len(self.losses)
+        values = torch.stack(new).tolist() if new else []
+        return next((step for step, value in enumerate(values, start) if not math.isfinite(value)), None)
+
+    def record(self) -> dict[str, Any]:
+        return {"epoch": self.number, "loss": round(torch.stack(self.losses).mean().item(), 6), **self.more}
 
 
 class Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from delt.data import augment
+from delt.data import augment, randaugment
 from delt.data.augment import (
     Mix,
     axis_operator,
-    cutmix,
     draw_boxes,
+    draw_cutmix,
+    draw_mixup,
     enlarger,
-    mixup,
+    mixed,
     pad_crop,
     random_resized_crop,
     shuffle_patches,
@@ -235,10 +237,12 @@ def test_cutmix_target_is_the_area_really_pasted() -> None:
     images = (100 * ids + places).expand(12, 2, size, size)  # each pixel says whose it is and where it was
     for seed in range(200):
         before = images.clone()
-        mixed, mix = cutmix(images, generator(seed))
+        mix = draw_cutmix(12, size, 1.0, generator(seed))
+        found, partner = mixed(images, [mix])
+        assert torch.equal(partner, mix.partner)
         assert torch.equal(images, before)  # not in place
-        assert torch.equal(mixed % 100, images % 100)  # nothing moved
-        owner = (mixed // 100).long()
+        assert torch.equal(found % 100, images % 100)  # nothing moved
+        owner = (found // 100).long()
         assert sorted(mix.partner.tolist()) == list(range(12))
         foreign = owner != torch.arange(12).view(12, 1, 1, 1)
         own_partner = mix.partner == torch.arange(12)
@@ -263,20 +267,51 @@ def test_cutmix_box_has_the_published_size_and_a_uniform_centre(lam: float, monk
     for y, x in itertools.product(range(size), repeat=2):
         clip = [(max(c - side // 2, 0), min(c + side // 2, size)) for c in (y, x)]
         boxes.add(round(1 - (clip[0][1] - clip[0][0]) * (clip[1][1] - clip[1][0]) / size**2, 9))
-    images = torch.zeros(2, 1, size, size)
-    assert {round(cutmix(images, generator(seed))[1].share, 9) for seed in range(400)} == boxes
+    assert {round(draw_cutmix(2, size, 1.0, generator(seed)).share, 9) for seed in range(400)} == boxes
 
 
 def test_mixup_blends_with_the_partner() -> None:
     images = torch.rand(9, 3, 4, 4, generator=generator())
     shares = []
     for seed in range(20):
-        mixed, mix = mixup(images, generator(seed))
-        assert isinstance(mix, Mix) and sorted(mix.partner.tolist()) == list(range(9))
+        mix = draw_mixup(9, 4, 0.8, generator(seed))
+        found, partner = mixed(images, [mix])
+        assert isinstance(mix, Mix) and sorted(mix.partner.tolist()) == list(range(9)) and torch.equal(partner, mix.partner)
         for n, p in enumerate(mix.partner.tolist()):
-            assert torch.allclose(mixed[n], mix.share * images[n] + (1 - mix.share) * images[p], atol=1e-6)
+            assert torch.allclose(found[n], mix.share * images[n] + (1 - mix.share) * images[p], atol=1e-6)
         shares.append(mix.share)
     assert len(set(shares)) == 20 and min(shares) >= 0 and max(shares) <= 1
+
+
+@pytest.mark.parametrize("draw", [draw_cutmix, draw_mixup])
+def test_batches_that_lie_end_to_end_are_mixed_as_each_alone(draw: Callable[..., Mix]) -> None:
+    images, counts = torch.rand(14, 3, 6, 6, generator=generator()), [5, 2, 7]
+    mixes = [draw(count, 6, 1.0, generator(count)) for count in counts]
+    found, partner = mixed(images, mixes)
+    split = (tensor.split(counts) for tensor in (images, found, partner))
+    for given, own, its, mix, start in zip(*split, mixes, [0, 5, 7], strict=True):
+        assert torch.equal(own, mixed(given, [mix])[0]) and torch.equal(its, mix.partner + start)
+
+
+AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "crop": lambda images, streams: random_resized_crop(images, 0.2, True, streams),
+    "shift": lambda images, streams: pad_crop(images, 2, True, streams),
+    "patches": lambda images, streams: shuffle_patches(images, 2, streams),
+    "randaugment": lambda images, streams: randaugment.rand_augment((255 * images).to(torch.uint8), streams),
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_several_streams_draw_what_each_draws_alone(name: str) -> None:
+    """Each for its rows; two calls in a row, since every stream goes on from where it was."""
+    images, apply = torch.rand(20, 3, 8, 8, generator=generator()), AUGMENTATIONS[name]
+    streams = [generator(seed) for seed in range(4)]
+    found = [apply(images, streams) for _ in range(2)]
+    assert not torch.equal(*found)
+    for seed in range(4):
+        own, alone = images[5 * seed : 5 * seed + 5], generator(seed)
+        for both in found:
+            assert torch.equal(both[5 * seed : 5 * seed + 5], apply(own, alone))
 
 
 @pytest.mark.parametrize("alpha", [0.8, 1.0])

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delt.data import views as module
 from delt.data.augment import random_resized_crop
 from delt.data.images import TensorImages, normalise
-from delt.data.views import Batch, Views, parts_of, safe_batch, together
+from delt.data.views import Batch, Views, parts_of, passes_at_once, safe_batch, together
 from delt.recipes import Recipe, recipe_of
 
 MEAN, STD = (0.3, 0.5, 0.4), (0.2, 0.3, 0.25)
@@ -43,6 +44,7 @@ def columns(batches: Iterator[Batch]) -> list[Tensor]:
     for batch in batches:
         parts += [batch.images, batch.labels, batch.index]
         parts += [batch.mix.partner, torch.tensor(batch.mix.share)] if batch.mix else []
+        parts += batch.others or ()
     return parts
 
 
@@ -73,7 +75,8 @@ def test_every_image_once_per_pass_with_its_label(name: str, count: int):
         assert torch.equal(batch.labels, images.labels[batch.index])
         assert batch.images.shape == (len(batch.index), 3, 8, 8) and batch.images.dtype == torch.float32
         assert (batch.mix is None) == (name == "plain")
-        if batch.mix:
+        if batch.mix and batch.others:
+            assert torch.equal(batch.others[0], batch.labels[batch.mix.partner]) and batch.others[1] == torch.tensor(batch.mix.share)
             assert sorted(batch.mix.partner.tolist()) == list(range(len(batch.index))) and 0 <= batch.mix.share <= 1
 
 
@@ -120,6 +123,56 @@ def test_passes_repeat_after_the_period():
     assert same(columns(endless.epoch(images, 2)), passes[5]) and not same(columns(endless.epoch(images, 5)), passes[5])
 
 
+@pytest.mark.parametrize("period", [None, 7])
+@pytest.mark.parametrize("name", RECIPES)
+def test_passes_made_at_once_are_those_made_alone(name: str, period: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, and with a last batch that is smaller."""
+    images, order = pictures(20), [0, 1, 2, 5, 3, 7, 4, 11]
+    many = views(RECIPES[name], period=period)
+    monkeypatch.setattr(module, "PASSES", 4)
+    found = [columns(many.epoch(images, epoch)) for epoch in order]
+    assert len(many.made.passes) == (3 if period else 4)
+    monkeypatch.setattr(module, "PASSES", 1)
+    alone = views(RECIPES[name], period=period)
+    for epoch, ours in zip(order, found, strict=True):
+        assert same(ours, columns(alone.epoch(images, epoch)))
+    assert not alone.made.passes
+    other = pictures(19)
+    assert same(columns(many.epoch(other, 11)), columns(alone.epoch(other, 11)))
+
+
+@pytest.mark.parametrize(("count", "size", "passes"), [(50, 8, 16), (500, 8, 2), (100, 32, 1), (5, 224, 1)])
+def test_as_many_passes_at_once_as_the_caches_hold(count: int, size: int, passes: int) -> None:
+    images = TensorImages(torch.zeros(count, 3, size, size, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64))
+    assert passes_at_once(images) == passes
+    assert module.AHEAD["cuda"] == module.TOGETHER >= module.AHEAD["cpu"]
+
+
+class Operators(TorchDispatchMode):
+    """Counts what torch is told to do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_passes_made_at_once_are_little_work_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students that are trained side by side wait for each other's Python: with RandAugment one pass alone takes a thousand operators."""
+    images = TensorImages(torch.zeros(100, 3, 32, 32, dtype=torch.uint8), torch.arange(100) % 10)
+
+    def operators(at_once: int) -> float:
+        monkeypatch.setitem(module.AHEAD, "cpu", at_once)
+        made = views(RECIPES["paper:delt"], batch=50)
+        with Operators() as seen:
+            for epoch in range(16):
+                list(made.epoch(images, epoch))
+        return seen.count / 16
+
+    assert operators(module.TOGETHER) < 150 < 800 < operators(1)
+
+
 def test_no_pass_ends_in_a_batch_of_one():
     for count in range(2, 120):
         for batch in range(2, 40):
@@ -159,11 +212,11 @@ def test_the_patches_change_places_before_the_crop(monkeypatch: pytest.MonkeyPat
     def noted(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given: (order.append(name), made(*given))[1]
 
-    for name in ("shuffle_patches", "random_resized_crop", "pad_crop", "cutmix"):
+    for name in ("shuffle_patches", "random_resized_crop", "pad_crop", "mixed"):
         monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
     list(views(RECIPES["shuffled"], batch=99).epoch(pictures(9), 0))
     list(views(RECIPES["shifted"], batch=99).epoch(pictures(9), 0))
-    assert order == ["shuffle_patches", "random_resized_crop", "cutmix", "pad_crop", "cutmix"]
+    assert order == ["shuffle_patches", "random_resized_crop", "mixed", "pad_crop", "mixed"]
 
 
 def test_what_a_recipe_does_not_use_draws_nothing():
@@ -173,8 +226,8 @@ def test_what_a_recipe_does_not_use_draws_nothing():
     generator = module.stream("student", 0, 2)
     order = torch.randperm(9, generator=generator)
     crops = random_resized_crop(normalise(images.pixels[order], MEAN, STD), 0.5, True, generator)
-    mixed, mix = module.cutmix(crops, generator, 1.0)
-    assert torch.equal(batch.images, mixed) and batch.mix and torch.equal(batch.mix.partner, mix.partner)
+    mix = module.draw_cutmix(9, 8, 1.0, generator)
+    assert torch.equal(batch.images, module.mixed(crops, [mix])[0]) and batch.mix and torch.equal(batch.mix.partner, mix.partner)
 
 
 def test_no_part_of_a_batch_is_a_single_image():

@@ -7,23 +7,26 @@ differentiable, deterministic on every device and may differ from image to image
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from delt.runtime import send
+from delt.runtime import Streams, drawn, send
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop
 ATTEMPTS = 10
 BOX = 2 * ATTEMPTS + 2  # uniform numbers behind a box: areas, aspect ratios, place
 
 
-def draw_boxes(count: int, size: int, smallest: float, generator: torch.Generator) -> Tensor:
+def draw_boxes(count: int, size: int, smallest: float, streams: Streams) -> Tensor:
     """Boxes of RandomResizedCrop in a square of `size` pixels: int64 [count, 4] as top, left, height, width."""
-    return boxes_of(torch.rand(count, BOX, generator=generator), size, torch.tensor(smallest))
+    numbers = drawn(lambda rows, stream: torch.rand(rows, BOX, generator=stream), count, streams)
+    return boxes_of(numbers, size, torch.tensor(smallest))
 
 
 def boxes_of(numbers: Tensor, size: int, smallest: Tensor) -> Tensor:
@@ -90,21 +93,21 @@ def warp(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return rows.to(images).unsqueeze(-3) @ images @ cols.to(images).unsqueeze(-3).mT
 
 
-def random_resized_crop(images: Tensor, smallest: float, flip: bool, generator: torch.Generator) -> Tensor:
+def random_resized_crop(images: Tensor, smallest: float, flip: bool, streams: Streams) -> Tensor:
     """A crop, and a mirroring with probability one half where `flip` is set, of its own for each image [N,C,H,W]."""
     size = images.shape[-1]
-    boxes = draw_boxes(len(images), size, smallest, generator)
-    mirrored = torch.rand(len(images), generator=generator) < 0.5 if flip else None
+    boxes = draw_boxes(len(images), size, smallest, streams)
+    mirrored = _coins(len(images), streams) if flip else None
     top, left, height, width = send(boxes, images.device).unbind(1)
     mirrored = None if mirrored is None else send(mirrored, images.device)
     return warp(images, axis_operator(top, height, size), axis_operator(left, width, size, mirrored))
 
 
-def pad_crop(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+def pad_crop(images: Tensor, pad: int, flip: bool, streams: Streams) -> Tensor:
     """Shift each image [N,C,H,W] by up to `pad` pixels over zeros, and mirror half of them where `flip` is set."""
     count, _, size, _ = images.shape
-    shift = torch.randint(-pad, pad + 1, (count, 2), generator=generator)
-    mirrored = torch.rand(count, generator=generator) < 0.5 if flip else torch.zeros(count, dtype=torch.bool)
+    shift = drawn(lambda rows, stream: torch.randint(-pad, pad + 1, (rows, 2), generator=stream), count, streams)
+    mirrored = _coins(count, streams) if flip else torch.zeros(count, dtype=torch.bool)
     shift, mirrored = send(shift, images.device), send(mirrored, images.device)
     place = torch.arange(size, device=images.device).expand(count, size)
     rows = _pick(place + shift[:, :1], size)
@@ -112,22 +115,27 @@ def pad_crop(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -
     return warp(images, rows, cols)
 
 
-def shuffle_patches(images: Tensor, parts: int, generator: torch.Generator) -> Tensor:
+def shuffle_patches(images: Tensor, parts: int, streams: Streams) -> Tensor:
     """Cut each image [N,C,H,W] into `parts` column strips that change places, then into as many row strips (RDED, arXiv 2312.03526).
 
     Each image has an order of its own. The strips are equally wide, or differ by one pixel where the size is no multiple of `parts`.
     """
     count, _, height, width = images.shape
-    cols = send(_permuted(count, width, parts, generator), images.device)
-    rows = send(_permuted(count, height, parts, generator), images.device)
+    cols = send(_permuted(count, width, parts, streams), images.device)
+    rows = send(_permuted(count, height, parts, streams), images.device)
     images = images.gather(3, cols[:, None, None, :].expand_as(images))
     return images.gather(2, rows[:, None, :, None].expand_as(images))
 
 
-def _permuted(count: int, size: int, parts: int, generator: torch.Generator) -> Tensor:
+def _coins(count: int, streams: Streams) -> Tensor:
+    """bool [count], true with probability one half."""
+    return drawn(lambda rows, stream: torch.rand(rows, generator=stream), count, streams) < 0.5
+
+
+def _permuted(count: int, size: int, parts: int, streams: Streams) -> Tensor:
     """int64 [count, size]: which pixel of a line comes to each place when its strips are put in a random order."""
     strip = torch.arange(size) * parts // size
-    rank = torch.rand(count, parts, generator=generator)
+    rank = drawn(lambda rows, stream: torch.rand(rows, parts, generator=stream), count, streams)
     return rank[:, strip].argsort(dim=1, stable=True)
 
 
@@ -138,33 +146,47 @@ def _pick(source: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mix:
-    """Which image each was mixed with, and the share of its own pixels that is left."""
+    """Which image of a batch each was mixed with, and the share of its own pixels that is left."""
 
     partner: Tensor  # int64 [N]
     share: float
+    box: tuple[int, int, int, int] | None = None  # top, left, bottom, right of what is pasted; None: all pixels are blended
 
 
-def cutmix(images: Tensor, generator: torch.Generator, alpha: float = 1.0) -> tuple[Tensor, Mix]:
-    """Paste one box, the same for all images [N,C,H,W], from a random partner (arXiv 1905.04899, as SRe2L and RDED use it).
+def draw_cutmix(count: int, size: int, alpha: float, generator: torch.Generator) -> Mix:
+    """A box, the same for all of a batch's images, to be pasted from a random partner (arXiv 1905.04899, as SRe2L and RDED use it).
 
     One lam ~ Beta(alpha, alpha) per batch; side = int(size * sqrt(1 - lam)); uniform centre; edges clipped, so the share
     is counted from the box that is left.
     """
-    size = images.shape[-1]
     side = int(size * math.sqrt(1 - beta(alpha, generator)))
     middle = torch.randint(size, (2,), generator=generator).tolist()
-    (y1, y2), (x1, x2) = ((max(c - side // 2, 0), min(c + side // 2, size)) for c in middle)
-    partner = torch.randperm(len(images), generator=generator)
-    mixed = images.clone()
-    mixed[:, :, y1:y2, x1:x2] = images[send(partner, images.device), :, y1:y2, x1:x2]
-    return mixed, Mix(partner, 1 - (y2 - y1) * (x2 - x1) / size**2)
+    (top, bottom), (left, right) = ((max(c - side // 2, 0), min(c + side // 2, size)) for c in middle)
+    partner = torch.randperm(count, generator=generator)
+    return Mix(partner, 1 - (bottom - top) * (right - left) / size**2, (top, left, bottom, right))
 
 
-def mixup(images: Tensor, generator: torch.Generator, alpha: float = 0.8) -> tuple[Tensor, Mix]:
-    """Blend each image [N,C,H,W] with a random partner, one lam ~ Beta(alpha, alpha) per batch (arXiv 1710.09412)."""
+def draw_mixup(count: int, size: int, alpha: float, generator: torch.Generator) -> Mix:
+    """A random partner to blend with, one lam ~ Beta(alpha, alpha) per batch (arXiv 1710.09412)."""
     lam = beta(alpha, generator)
-    partner = torch.randperm(len(images), generator=generator)
-    return lam * images + (1 - lam) * images[send(partner, images.device)], Mix(partner, lam)
+    return Mix(torch.randperm(count, generator=generator), lam)
+
+
+def mixed(images: Tensor, mixes: Sequence[Mix]) -> tuple[Tensor, Tensor]:
+    """Batches [N,C,H,W] that lie end to end, each mixed in its own way, and the row of each image's partner [N]: few steps for all."""
+    counts = [len(mix.partner) for mix in mixes]
+    starts = itertools.accumulate(counts, initial=0)
+    partner = send(torch.cat([mix.partner + start for mix, start in zip(mixes, starts, strict=False)]), images.device)
+    others = images[partner]
+    if mixes[0].box is None:
+        shares = torch.tensor([[mix.share, 1 - mix.share] for mix in mixes]).repeat_interleave(torch.tensor(counts), 0)
+        own, rest = send(shares.to(images.dtype), images.device)[:, :, None, None, None].unbind(1)
+        return own * images + rest * others, partner
+    boxes = torch.tensor([mix.box for mix in mixes]).repeat_interleave(torch.tensor(counts), 0)
+    top, left, bottom, right = send(boxes, images.device)[:, :, None].unbind(1)
+    place = torch.arange(images.shape[-1], device=images.device)
+    rows, cols = (place >= top) & (place < bottom), (place >= left) & (place < right)
+    return torch.where((rows[:, :, None] & cols[:, None, :])[:, None], others, images), partner
 
 
 def beta(alpha: float, generator: torch.Generator) -> float:

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from delt.runtime import send
+
 
 class Images(Protocol):
     """Labelled images of one size."""
@@ -37,11 +39,11 @@ class TensorImages:
         return len(self.labels)
 
     def fetch(self, index: Tensor) -> Tensor:
-        return self.pixels[index.to(self.pixels.device)]
+        return self.pixels[send(index, self.pixels.device)]
 
     def batches(self, index: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for part in index.split(batch):
-            yield self.fetch(part), self.labels[part].to(self.pixels.device)
+            yield self.fetch(part), send(self.labels[part], self.pixels.device)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from delt.errors import ConfigError
-from delt.runtime import send
+from delt.runtime import Streams, drawn, send
 
 FILL = (124, 116, 104)  # the ImageNet mean in 0 .. 255, for what a move uncovers
 PROBABILITY = 0.5  # of carrying out a drawn operation
@@ -39,11 +39,11 @@ class Step:
     cubic: Tensor  # bool: bicubic in place of bilinear interpolation of a move
 
 
-def rand_augment(images: Tensor, generator: torch.Generator, magnitude: float = 6.0, ops: int = 2, spread: float = 1.0) -> Tensor:
+def rand_augment(images: Tensor, streams: Streams, magnitude: float = 6.0, ops: int = 2, spread: float = 1.0) -> Tensor:
     """Augmented copies of uint8 images [N,C,H,W] with 1 or 3 channels, on their device.
 
     Args:
-        generator: a CPU generator; the number of draws depends on N and `ops` only.
+        streams: of the CPU; the number of draws depends on N and `ops` only.
         magnitude: mean level, 0 .. 10.
         ops: operations per image.
         spread: standard deviation of the level.
@@ -57,17 +57,17 @@ def rand_augment(images: Tensor, generator: torch.Generator, magnitude: float = 
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ConfigError(f"RandAugment was given {images.dtype} {list(images.shape)}; allowed are uint8 [N,C,H,W] with 1 or 3 channels")
     for _ in range(ops):
-        images = apply(images, draw(len(images), generator, magnitude, spread))
+        images = apply(images, draw(len(images), streams, magnitude, spread))
     return images
 
 
-def draw(count: int, generator: torch.Generator, magnitude: float, spread: float) -> Step:
+def draw(count: int, streams: Streams, magnitude: float, spread: float) -> Step:
     """Draw one operation for each of `count` images."""
-    op = torch.randint(len(OPERATIONS), (count,), generator=generator)
-    skipped = torch.rand(count, generator=generator) >= PROBABILITY
-    level = magnitude + spread * torch.randn(count, generator=generator)
-    coins = torch.randint(2, (2, count), generator=generator)
-    return Step(op.masked_fill(skipped, -1), level.clamp(0, TOP), coins[0] * 2.0 - 1.0, coins[1].bool())
+    op = drawn(lambda rows, stream: torch.randint(len(OPERATIONS), (rows,), generator=stream), count, streams)
+    skipped = drawn(lambda rows, stream: torch.rand(rows, generator=stream), count, streams) >= PROBABILITY
+    level = magnitude + spread * drawn(lambda rows, stream: torch.randn(rows, generator=stream), count, streams)
+    sign, cubic = drawn(lambda rows, stream: torch.randint(2, (2, rows), generator=stream).T, count, streams).unbind(1)
+    return Step(op.masked_fill(skipped, -1), level.clamp(0, TOP), sign * 2.0 - 1.0, cubic.bool())
 
 
 def apply(images: Tensor, step: Step) -> Tensor:

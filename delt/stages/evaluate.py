@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from delt import storage
 from delt.artifacts.scores import Score
@@ -29,10 +28,10 @@ from delt.job import Job
 from delt.models.zoo import SMALL, build, named
 from delt.pool import same
 from delt.recipes import Recipe, recipe_of
-from delt.runtime import Emit, for_training, free_memory, in_training, resolve, seed_of, send, settings, trainable
+from delt.runtime import Emit, for_training, free_memory, in_training, resolve, seed_of, settings, trainable
 from delt.storage import Slots
 from delt.team import Team
-from delt.training import Given, accuracy, adamw, fit, sgd
+from delt.training import Given, accuracy, adamw, draws, fit, sgd
 
 BESIDE = 6  # students that a GPU trains side by side, where images are small; more gave no more steps per second (benchmarks/LOG.md)
 ROOM = 3 * 2**30  # bytes of free memory of a GPU for each of them
@@ -148,8 +147,7 @@ def _beside(tasks: list[StudentTask], job: Job) -> int:
 def _draws(arch: str, width: int | None, size: int) -> bool:
     """Whether a network draws random numbers in training."""
     with torch.device("meta"):
-        layers = build(arch, 10, 3, size, width).modules()
-    return any(isinstance(layer, (nn.modules.dropout._DropoutNd, StochasticDepth)) for layer in layers)
+        return draws(build(arch, 10, 3, size, width))
 
 
 def _with_own_teachers(task: StudentTask) -> StudentTask:
@@ -266,10 +264,7 @@ class Student:
         if self.task.score.labels == "soft":
             whole = self.soft.logits is not None or (self.team.world and self.task.recipe.label_statistics != "remembered")
             return batch.images, batch.labels, *((self.soft.of(batch, epoch, start, self.task.recipe),) if whole else ())
-        if batch.mix is None:
-            return batch.images, batch.labels
-        share = send(torch.tensor(batch.mix.share), self.device)
-        return batch.images, batch.labels, batch.labels[send(batch.mix.partner, self.device)], share
+        return batch.images, batch.labels, *(batch.others or ())
 
     def loss_of(self, images: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
