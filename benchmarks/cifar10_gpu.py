@@ -1,23 +1,26 @@
 """CIFAR-10 with ResNet-18 on a GPU, from raw pixels to a table, in minutes: every choice made on a split of the training set.
 
-    python -m benchmarks.cifar10_gpu --data DIR --minutes 12       # an H200 had four rows of IPC 50 after 4.4 minutes
+    python -m benchmarks.cifar10_gpu --data DIR --minutes 12 --choose --state DIR
 
 DIR holds cifar10_train.npz, or its lossy twin cifar10_train_jpeg.npz (42 dB, for a machine that takes little data), and
-cifar10_test.npz. A tenth of the training images is held out: teachers, patches and syntheses never see it, the recipe is chosen
-on it, and the test images are used once, at the end. What takes too long is left out and named. The core alone is used: no
-notebook packages. Results go to --out (default benchmarks/results/cifar10_gpu.json) after every step.
+cifar10_test.npz. A tenth of the training images is held out: teachers, patches and syntheses never see it, the teacher's length
+and the form of `common` are chosen on it (--choose), and the test images are used once, at the end. Rows come in the order in
+which they tell most; what takes too long is left out and named, and the same command with the same --state does it later.
+The core alone is used: no notebook packages. Results go to --out (default benchmarks/results/cifar10_gpu.json) after every step.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +30,40 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+import delt
 from delt.analysis.diversity import diversity
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import Teacher
-from delt.config import EvaluateConfig, RankConfig, RecoverConfig, RuntimeConfig, TeacherConfig
-from delt.data.images import DataInfo, RealSet, TensorImages
+from delt.config import EvaluateConfig, RankConfig, RecoverConfig, RunConfig, RuntimeConfig, TeacherConfig
+from delt.data.images import DataInfo, Images, RealSet, TensorImages
 from delt.data.specs import DATASETS
 from delt.engine.pack import PackTask
 from delt.engine.step import Step
 from delt.grouping import make_groups
 from delt.job import Job
+from delt.methods import METHODS
 from delt.recipes import RECIPES, recipe_of
 from delt.runtime import machine, resolve, settings, synchronise
 from delt.schedule import plan
-from delt.stages.evaluate import run_students, student_tasks
+from delt.stages.evaluate import StudentTask, run_students, student_tasks
 from delt.stages.rank import rank
 from delt.stages.recover import recover
-from delt.stages.squeeze import make_teacher
-from delt.storage import write_json
+from delt.stages.squeeze import backbones, make_teacher, remember
+from delt.storage import read_tensors, write_json, write_tensors
 
 RESULTS = Path(__file__).parent / "results" / "cifar10_gpu.json"
-TEACHER = TeacherConfig(epochs=60, batch=512, lr=0.4)
+LONG, SHORT = "60 epochs", "30 epochs"
+TEACHERS = {name: TeacherConfig(epochs=int(name.split()[0]), batch=512, lr=0.4) for name in (LONG, SHORT)}
+FORMS: dict[str, dict[str, Any]] = {  # of `common`, beside the one that it has
+    "common": {},
+    "common, batch statistics": {"label_statistics": "batch"},
+    "common, smaller crops": {"smallest_crop": 0.25},
+}
 HELD_OUT = 10  # one in so many
 TEST_EVERY = 100  # epochs of `common`: a test takes as long as a hundred steps
-GENERAL = recipe_of("common")  # in the form that holds where nothing else is said
-CANDIDATES = {
-    "kl-300": replace(GENERAL, name="kl-300"),
-    "kl-1000": replace(GENERAL, name="kl-1000", epochs=1000),
-    "kl-1000-batch-statistics": replace(GENERAL, name="kl-1000-batch-statistics", epochs=1000, label_statistics="batch"),
-    "mse-1000": replace(GENERAL, name="mse-1000", epochs=1000, loss="mse+ce", ce_weight=0.1),
-}
+OTHERS = ("rded", "kmeans", "fadrm", "herding", "sre2l", "gvbsm")
+STEP, TEST = 35e-6, 0.1  # seconds of a student's step for each image, and of a test, as far as they were measured (benchmarks/LOG.md)
 
 
 class Clock:
@@ -97,27 +103,6 @@ def opened(folder: Path, device: torch.device) -> tuple[RealSet, TensorImages, s
     return RealSet(info, train, TensorImages(test_pixels.to(device), test_labels), ""), held_out, source.name
 
 
-def synthesis(method: str, ipc: int, teacher: Teacher, real: RealSet, job: Job, **changes: Any) -> tuple[SyntheticSet, dict[str, Any]]:
-    """The images of a method and the seconds of ranking and recovering."""
-    keep = {"delt": "medium", "cda": "noise", "random": "random"}[method]
-    begun = time.monotonic()
-    patches = rank(teacher, real, RankConfig(keep=keep, images=0 if method == "random" else 300), ipc, job)
-    ranked = time.monotonic()
-    config = RecoverConfig(record_classes=("none",), record_count=2, **changes)
-    if method == "random":
-        config = replace(config, iterations=0)
-    if method == "cda":
-        config = replace(config, sub_batches=1, grouping="mixed", jitter=4)
-    made = recover(teacher, patches, config, job)
-    synchronise(job.device)
-    done = time.monotonic()
-    work = int(made.iterations.sum())
-    facts = {"method": method, "ipc": ipc, "rank_s": ranked - begun, "recover_s": done - ranked, "image_iterations": work}
-    card = teacher.card
-    alike = dict(diversity(made.images, made.labels, card.classes, teacher.to(job.device), card.mean, card.std, job.device))
-    return made, {**facts, "cosine": alike["mean"]}
-
-
 def gradients(teacher: Teacher, real: RealSet, runtime: RuntimeConfig) -> list[dict[str, Any]]:
     """How far the gradient of a step is from that of fp32, in each arithmetic, with this teacher on median patches."""
     patches = rank(teacher, real, RankConfig(images=300), 50, Job(0, runtime))
@@ -145,22 +130,6 @@ def gradients(teacher: Teacher, real: RealSet, runtime: RuntimeConfig) -> list[d
     ]
 
 
-class Table:
-    """What was found so far: printed line by line, and written after each."""
-
-    def __init__(self, path: Path, facts: dict[str, Any], clock: Clock) -> None:
-        self.path, self.clock = path, clock
-        self.record: dict[str, Any] = {**facts, "syntheses": [], "rows": [], "left_out": []}
-
-    def keep(self, **values: Any) -> None:
-        self.record |= values
-        self.record["seconds"] = round(self.clock.seconds, 1)
-        write_json(self.path, self.record)
-
-    def say(self, text: str) -> None:
-        print(f"{self.clock.seconds:7.1f} s  {text}", flush=True)
-
-
 @dataclass(frozen=True)
 class Row:
     """Students to train: on which set, how, how many, and what they are tested on."""
@@ -171,155 +140,277 @@ class Row:
     labels: str = "soft"
     seeds: int = 3
     held_out: bool = False
-    note: str = ""
+    teacher: str = LONG
+    precision: str = ""  # of the synthesis, where it is not the usual one
+
+    @property
+    def source(self) -> tuple[str, int, str, str]:
+        """The set."""
+        return self.method, self.ipc, self.teacher, self.precision
 
     @property
     def name(self) -> str:
-        where = "held out" if self.held_out else "test"
-        return f"{self.method:<7} IPC {self.ipc:<3} {self.recipe:<28} {self.labels}  {where}{self.note}"
+        where = f"held out, teacher of {self.teacher}" if self.held_out else "test"
+        return f"{self.method:<7} IPC {self.ipc:<3} {self.recipe:<28} {self.labels}  {where} {self.precision}".rstrip()
 
 
-def students(
-    table: Table, rows: list[Row], sets: dict[Any, SyntheticSet], teacher: Teacher, tests: tuple[Any, Any], job: Job
-) -> list[float]:
-    """Train the students of some rows side by side, and keep the rows; returns their mean accuracies."""
-    begun, tasks = time.monotonic(), []
-    for row in rows:
-        config = EvaluateConfig(recipe=row.recipe, labels=(row.labels,), seeds=row.seeds)
-        soft = SoftLabels(teacher, row.recipe)
-        name = f"{row.method}{row.note}"
-        synthetic = sets[row.method, row.ipc]
-        tasks.append(student_tasks(synthetic, soft, tests[row.held_out], config, replace(job, seed=0), name=name))
-    scores = iter(run_students([task for own in tasks for task in own], job))
-    seconds = (time.monotonic() - begun) / sum(map(len, tasks))
-    means = []
-    for row, own in zip(rows, tasks, strict=True):
-        found = [next(scores) for _ in own]
-        values, best = [score.last for score in found], [score.best for score in found]
-        updates = own[0].score.epochs * -(-len(own[0].train) // own[0].batch)
-        facts = {"last": values, "best": best, "updates": updates, "batch": own[0].batch, "seconds_per_student": seconds}
-        table.record["rows"].append({**asdict(row), **facts})
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        means.append(statistics.fmean(values))
-        text = f"{row.name}: {means[-1]:.2f} ± {spread:.2f} (best epoch {statistics.fmean(best):.2f})"
-        table.say(f"{text}  {updates:,} updates, {seconds:.1f} s per student")
-    table.keep()
-    return means
+class Table:
+    """What was found so far: printed line by line, written after each, and read again by the same command."""
+
+    def __init__(self, paths: Sequence[Path], facts: dict[str, Any], clock: Clock) -> None:
+        self.paths, self.clock = paths, clock
+        self.record: dict[str, Any] = {**facts, "teachers": {}, "syntheses": [], "rows": []}
+        if paths[-1].is_file():
+            self.record |= json.loads(paths[-1].read_text())
+        self.record |= {"left_out": []}
+        self.before = self.record.get("seconds", 0.0)
+
+    def keep(self, **values: Any) -> None:
+        self.record |= values
+        self.record["seconds"] = round(self.before + self.clock.seconds, 1)
+        for path in self.paths:
+            write_json(path, self.record)
+
+    def say(self, text: str) -> None:
+        print(f"{self.clock.seconds:7.1f} s  {text}", flush=True)
+
+    def has(self, row: Row) -> bool:
+        wanted = asdict(row)
+        return any(all(known[name] == value for name, value in wanted.items()) for known in self.record["rows"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--choose", action="store_true", help="also the forms that `common` was chosen from, on the held-out images")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks and few images: that the script runs")
-    options = parser.parse_args()
-    clock = Clock(options.minutes)
-    runtime = resolve(RuntimeConfig(device=options.device, workers=1))
-    device = Job(0, runtime).device
-    real, held_out, source = opened(options.data, device)
-    teacher_config, iterations, seeds, ipcs = TEACHER, 4000, 3, (50, 10)
-    if options.smoke:
-        teacher_config = replace(TEACHER, epochs=1, width=4)
-        real.train = TensorImages(real.train.pixels[:2000], real.train.labels[:2000])
-        real.test = TensorImages(real.test.pixels[:200], real.test.labels[:200])
-        iterations, seeds, ipcs = 8, 2, (3, 2)
-        for name, recipe in (*CANDIDATES.items(), *((name, RECIPES[name]) for name in ("paper:delt", "common"))):
-            CANDIDATES[name] = RECIPES[name] = replace(recipe, epochs=1, cases=())
-        del CANDIDATES["paper:delt"], CANDIDATES["common"]
-    RECIPES.update(CANDIDATES)
-    RECIPES["common"] = replace(RECIPES["common"], test_every=TEST_EVERY)
-    facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(runtime), "train": source}
-    table = Table(options.out, {**facts, "held_out": len(held_out), "published": {"delt 10": 43.0, "delt 50": 64.9}}, clock)
-    job = Job(0, runtime)
+class Bench:
+    """Teachers, sets and students on one machine: what was made is kept in a folder, so that the same command goes on."""
 
-    def step(what: str, needs: float, work: Callable[[], Any]) -> Any:
+    def __init__(self, real: RealSet, held_out: TensorImages, table: Table, job: Job, state: Path, shorter: dict[str, Any]) -> None:
+        self.real, self.held_out, self.table, self.job, self.state = real, held_out, table, job, state
+        self.shorter = shorter  # settings of a trial run
+        self.sets: dict[tuple[str, int, str, str], SyntheticSet] = {}
+        self.teachers: dict[str, Teacher] = {}
+
+    @property
+    def chosen(self) -> str:
+        """The teacher of the table's rows."""
+        return str(self.table.record.get("chosen", {}).get("teacher", LONG))
+
+    def step(self, what: str, needs: float, work: Callable[[], Any]) -> Any:
         """Do one thing, where there is time for it; what fails is named and the rest goes on."""
-        if clock.left() < needs:
-            table.record["left_out"].append(what)
-            table.say(f"left out for lack of time: {what}")
+        if self.table.clock.left() < needs:
+            self.table.record["left_out"].append(what)
+            self.table.say(f"left out for lack of time: {what}")
             return None
         try:
             return work()
         except Exception as error:
             traceback.print_exc()
-            table.record["left_out"].append(f"{what}: {error}")
-            table.keep()
+            self.table.record["left_out"].append(f"{what}: {error}")
+            self.table.keep()
             return None
 
-    begun = time.monotonic()
-    teacher = make_teacher(real, teacher_config, job)
-    took = time.monotonic() - begun
-    table.say(f"teacher: {teacher.card.accuracy:.2f} % after {teacher_config.epochs} epochs, {took:.1f} s")
-    table.keep(teacher={**asdict(teacher_config), "accuracy": teacher.card.accuracy, "seconds": took, "images": len(real.train)})
-    found = step("gradients", 10, lambda: gradients(teacher, real, runtime))
-    for row in found or ():
-        table.say("gradient  {precision}: error {error:.4f}, cosine {cosine:.5f}, same sign {same_sign:.4f}".format(**row))
-    table.keep(gradients=found)
+    def teacher(self, name: str, config: TeacherConfig | None = None) -> Teacher:
+        """Trained, or as it was left."""
+        place = self.place("teacher", name)
+        if name not in self.teachers and place.is_file():
+            self.teachers[name] = Teacher.load(place)
+        if name not in self.teachers:
+            config, begun = config or TEACHERS[name], time.monotonic()
+            made = self.teachers[name] = make_teacher(self.real, config, self.job)
+            took = time.monotonic() - begun
+            made.save(self.state, place.stem)
+            self.table.say(f"teacher {name}: {made.card.accuracy:.2f} %, {took:.1f} s")
+            self.table.record["teachers"][name] = {**asdict(config), "accuracy": made.card.accuracy, "seconds": took}
+            self.table.keep()
+        return self.teachers[name]
 
-    sets: dict[tuple[str, int], SyntheticSet] = {}
+    def place(self, *key: object) -> Path:
+        return self.state / f"{'-'.join(str(part).replace(' ', '-') for part in key if part)}.safetensors"
 
-    def make(method: str, ipc: int) -> None:
-        changes = {"iterations": iterations} | ({"sub_batches": 2} if options.smoke and method == "delt" else {})
-        sets[method, ipc], facts = synthesis(method, ipc, teacher, real, job, **changes)
-        table.record["syntheses"].append(facts)
-        table.say("{method} IPC {ipc}: ranking {rank_s:.2f} s, recover {recover_s:.2f} s, cosine {cosine:.3f}".format(**facts))
-        table.keep()
+    def configured(self, method: str, ipc: int) -> RunConfig:
+        """The method's own settings for CIFAR-10; shorter in a trial, where it optimises at all."""
+        own = METHODS[method].settings(DATASETS["cifar10"])
+        shorter = {} if own.get("iterations") == 0 else {name: value for name, value in self.shorter.items() if own.get(name) != 1}
+        return delt.configure("cifar10", method=method, ipc=ipc, recover_record_classes=["none"], recover_record_count=2, **shorter)
 
-    for ipc in ipcs:
-        for method in ("delt", "random"):
-            step(f"synthesis {method} {ipc}", 20, lambda method=method, ipc=ipc: make(method, ipc))
-    # a machine on which recordings fail still gives its numbers, slower
-    modes = [job, replace(job, runtime=replace(runtime, graphs="off"))]
+    def synthetic(self, method: str, ipc: int, teacher: str = LONG, precision: str = "") -> None:
+        """Rank and recover, or read what was left."""
+        key = (method, ipc, teacher, precision)
+        place = self.place(*key)
+        names, zeros = self.real.info.classes, torch.zeros(10 * ipc, dtype=torch.int64)
+        if place.is_file():
+            found, _ = read_tensors(place)
+            self.sets[key] = SyntheticSet(found["images"], found["labels"], names, zeros, zeros, ["train"] * len(zeros), 0)
+            return
+        config = self.configured(method, ipc)
+        runtime = replace(self.job.runtime, precision=precision, memory_format="auto", packing=None) if precision else self.job.runtime
+        job = replace(self.job, runtime=resolve(runtime))
+        mine, quarter = self.teacher(teacher), max(1, TEACHERS[LONG].epochs // 4)
+        backbone = backbones(replace(config.teacher, epochs=quarter, batch=512, lr=0.4))
+        others = [self.teacher(name, own) for name, own in backbone.items() if name != "teacher"]
+        if config.recover.match == "bn+conv":
+            for one in (mine, *others):
+                remember(one, self.real, job)
+        begun = time.monotonic()
+        patches = rank(mine, self.real, config.rank, ipc, job)
+        ranked = time.monotonic()
+        made = recover(mine, patches, config.recover, job, tuple(others))
+        synchronise(job.device)
+        done = time.monotonic()
+        card = mine.card
+        alike = dict(diversity(made.images, made.labels, card.classes, mine.to(job.device), card.mean, card.std, job.device))
+        facts: dict[str, Any] = {"method": method, "ipc": ipc, "teacher": teacher, "precision": job.runtime.precision}
+        work = int(made.iterations.sum())
+        facts |= {"rank_s": ranked - begun, "recover_s": done - ranked, "image_iterations": work, "cosine": alike["mean"]}
+        self.sets[key] = made
+        write_tensors(place, {"images": made.images, "labels": made.labels}, {})
+        self.table.record["syntheses"].append(facts)
+        self.table.say(
+            "{method} IPC {ipc} {precision}: ranking {rank_s:.2f} s, recover {recover_s:.2f} s, cosine {cosine:.3f}".format(**facts)
+        )
+        self.table.keep()
 
-    def worked(known: list[Row]) -> list[float]:
-        while True:
-            try:
-                return students(table, known, sets, teacher, (real.test, held_out), modes[0])
-            except Exception:
-                if len(modes) == 1:
-                    raise
-                traceback.print_exc()
-                modes.pop(0)
+    def make(self, *sources: tuple[str, int]) -> None:
+        """Syntheses, where there is time."""
+        for method, ipc in sources:
+            self.step(f"synthesis {method} {ipc}", 25, partial(self.synthetic, method, ipc, self.chosen))
 
-    def train(seconds: float, *rows: Row) -> list[float] | None:
-        """Train the students of these rows, which take about so many seconds."""
-        known = [row for row in rows if (row.method, row.ipc) in sets]
-        needs = 0.0 if options.smoke or not known else seconds
-        names = "; ".join(row.name for row in known)
-        return step(names, needs, lambda: worked(known)) if known else None
+    def tasks(self, row: Row) -> list[StudentTask]:
+        config = EvaluateConfig(recipe=row.recipe, labels=(row.labels,), seeds=row.seeds)
+        soft = SoftLabels(self.teacher(row.teacher), row.recipe)
+        test = self.held_out if row.held_out else self.real.test
+        name = f"{row.method} {row.teacher} {row.precision}".rstrip()
+        return student_tasks(self.sets[row.source], soft, test, config, replace(self.job, seed=0), name=name)
 
+    def train(self, *rows: Row) -> list[float] | None:
+        """Train the students of some rows side by side, where there is time; returns their mean accuracies."""
+        known = [replace(row, teacher=row.teacher if row.held_out else self.chosen) for row in rows]
+        known = [row for row in known if row.source in self.sets and not self.table.has(row)]
+        tasks = [self.tasks(row) for row in known]
+        needs = 0.0 if self.shorter else sum(seconds_of(task) for own in tasks for task in own)
+        return self.step("; ".join(row.name for row in known), needs, lambda: self._train(known, tasks)) if known else None
+
+    def _train(self, rows: list[Row], tasks: list[list[StudentTask]]) -> list[float]:
+        begun = time.monotonic()
+        scores = iter(run_students([task for own in tasks for task in own], self.job))
+        seconds, means = (time.monotonic() - begun) / sum(map(len, tasks)), []
+        for row, own in zip(rows, tasks, strict=True):
+            found = [next(scores) for _ in own]
+            values, best = [score.last for score in found], [score.best for score in found]
+            facts = {"last": values, "best": best, "updates": updates(own[0]), "batch": own[0].batch, "seconds_per_student": seconds}
+            self.table.record["rows"].append({**asdict(row), **facts})
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            means.append(statistics.fmean(values))
+            text = f"{row.name}: {means[-1]:.2f} ± {spread:.2f} (best epoch {statistics.fmean(best):.2f})"
+            self.table.say(f"{text}  {updates(own[0]):,} updates, {seconds:.1f} s per student")
+        self.table.keep()
+        return means
+
+
+def updates(task: StudentTask) -> int:
+    """Steps of a student."""
+    return task.score.epochs * -(-len(task.train) // task.batch)
+
+
+def seconds_of(task: StudentTask) -> float:
+    """What a student takes beside five others, about."""
+    passes = 1 + 0.25 * task.recipe.double_forward
+    return STEP * updates(task) * task.batch * passes + TEST * task.score.epochs / task.recipe.test_every
+
+
+def choose(bench: Bench, ipc: int, forms: Sequence[str]) -> None:
+    """The teacher's length and the form of `common`: one student each of delt on the held-out images."""
+    if "chosen" in bench.table.record:
+        return
+    for name in TEACHERS:
+        bench.step(f"synthesis delt {ipc}, teacher of {name}", 60, partial(bench.synthetic, "delt", ipc, name))
+    rows = [Row("delt", ipc, form, seeds=1, held_out=True, teacher=teacher) for teacher in TEACHERS for form in forms]
+    found = bench.train(*rows)
+    if found and len(found) == len(rows):
+        best = max(range(len(rows)), key=lambda k: found[k])
+        bench.table.say(f"best on the held-out images: {rows[best].name}")
+        bench.table.keep(chosen={"teacher": rows[best].teacher, "form": rows[best].recipe, "held_out": found[best]})
+
+
+def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str]) -> None:
+    """The rows of the table, in the order in which they tell most."""
     large, small = ipcs
-    both = ("delt", "random")
+    both, three = ("delt", "random"), ("delt", "random", "cda")
+
+    def rows(methods: Sequence[str], ipc: int, recipe: str, labels: str = "soft") -> list[Row]:
+        return [Row(method, ipc, recipe, labels, seeds) for method in methods]
+
+    bench.make(*((method, large) for method in both))
+    bench.train(*rows(both, large, "common"))
+    bench.make(*((method, small) for method in three))
+    bench.train(*rows(three, small, "common"), *rows(three, small, "paper:delt"))
+    bench.train(*rows(both, large, "paper:delt"))
+    bench.make(("cda", large))
+    bench.train(*rows(("cda",), large, "common"), *rows(("cda",), large, "paper:delt"))
+    bench.train(*rows(both, large, "common", "hard"))
+    bench.train(*rows(three, small, "common", "hard"))
+    for precision in ("fp32", "bf16"):
+        bench.step(f"synthesis delt {small} in {precision}", 40, partial(bench.synthetic, "delt", small, bench.chosen, precision))
+    bench.train(
+        *(Row("delt", small, recipe, seeds=seeds, precision=name) for name in ("fp32", "bf16") for recipe in ("common", "paper:delt"))
+    )
+    bench.train(*rows(("cda",), large, "common", "hard"))
+    for ipc in (small, large):
+        for method in others:
+            bench.make((method, ipc))
+            bench.train(*rows((method,), ipc, "common"), *rows((method,), ipc, "paper:delt"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--state", type=Path, default=Path("runs/cifar10_gpu"), help="where teachers and sets are kept, for the same command to go on"
+    )
+    parser.add_argument(
+        "--choose", action="store_true", help="choose the teacher's length and the form of `common` on the held-out images first"
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny networks and few images: that the script runs")
+    options = parser.parse_args(arguments)
+    clock = Clock(options.minutes)
+    runtime = resolve(RuntimeConfig(device=options.device, workers=1))
+    job = Job(0, runtime)
+    real, held_out, source = opened(options.data, job.device)
+    options.state.mkdir(parents=True, exist_ok=True)
+    recipes = {
+        form: replace(recipe_of("common", "cifar10", 32, 50), name=form, test_every=TEST_EVERY, **own) for form, own in FORMS.items()
+    }
+    recipes |= {"paper:delt": RECIPES["paper:delt"]}
+    seeds, ipcs, shorter = 3, (50, 10), dict[str, Any]()
+    others: Sequence[str] = OTHERS
+    if options.smoke:
+        real.train = TensorImages(*first(real.train, 2000))
+        real.test = TensorImages(*first(real.test, 200))
+        seeds, ipcs, others, shorter = 2, (3, 2), ("rded", "fadrm"), {"iterations": 8, "sub_batches": 2}
+        TEACHERS.update({name: replace(config, epochs=1, width=4) for name, config in TEACHERS.items()})
+        recipes = {name: replace(recipe, epochs=1, cases=()) for name, recipe in recipes.items()}
+    facts: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(runtime), "train": source}
+    facts |= {"held_out": len(held_out), "images": len(real.train), "published": {"delt 10": 43.0, "delt 50": 64.9}}
+    table = Table((options.out, options.state / "table.json"), facts, clock)
+    bench = Bench(real, held_out, table, job, options.state, shorter)
+    RECIPES.update(recipes)
     if options.choose:
-        names = list(CANDIDATES)
-        found = train(60, *(Row("delt", large, name, seeds=1, held_out=True) for name in names))
-        if found:
-            best = max(zip(found, names, strict=True))[1]
-            table.say(f"best on the held-out images: {best}")
-            table.keep(chosen=best)
-    three = (*both, "cda")
-    train(80, *(Row(method, large, "common", seeds=seeds) for method in both))
-    train(30, *(Row(method, large, "paper:delt", seeds=seeds) for method in both))
-    for ipc in ipcs:
-        step(f"synthesis cda {ipc}", 30, lambda ipc=ipc: make("cda", ipc))
-    train(50, *(Row(method, small, recipe, seeds=seeds) for recipe in ("common", "paper:delt") for method in three))
-    train(60, Row("cda", large, "common", seeds=seeds), Row("cda", large, "paper:delt", seeds=seeds))
-    train(50, *(Row(method, large, "common", "hard", seeds) for method in both))
-    train(35, *(Row(method, small, "common", "hard", seeds) for method in three))
-    for precision in () if options.smoke else ("fp32", "bf16"):
-        own = resolve(replace(runtime, precision=precision, memory_format="auto", packing=None))
-
-        def again(own: RuntimeConfig = own) -> None:
-            sets[own.precision, small], about = synthesis("delt", small, teacher, real, Job(0, own), iterations=iterations)
-            table.record["syntheses"].append({**about, "precision": own.precision})
-
-        step(f"synthesis delt {small} in {precision}", 40, again)
-        train(10, Row(precision, small, "paper:delt", seeds=seeds))
+        choose(bench, ipcs[0], list(FORMS))
+    RECIPES["common"] = replace(recipes[table.record.get("chosen", {}).get("form", "common")], name="common")
+    if not table.record.get("gradients"):
+        found = bench.step("gradients", 60, lambda: gradients(bench.teacher(bench.chosen), real, runtime))
+        for row in found or ():
+            table.say("gradient  {precision}: error {error:.4f}, cosine {cosine:.5f}, same sign {same_sign:.4f}".format(**row))
+        table.keep(gradients=found)
+    fill(bench, ipcs, seeds, others)
     table.keep()
     table.say("done")
+
+
+def first(images: Images, count: int) -> tuple[Tensor, Tensor]:
+    """The first images of a set, with their labels."""
+    return images.fetch(torch.arange(min(count, len(images)))), images.labels[:count]
 
 
 if __name__ == "__main__":

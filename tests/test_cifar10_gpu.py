@@ -1,0 +1,72 @@
+"""The CIFAR-10 table: a trial run from strips of pixels to rows, and the same command again, which does nothing twice."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import cifar10_gpu
+from delt.recipes import RECIPES
+
+
+def write_strips(path: Path, count: int) -> None:
+    """Images of noise, one below the other, with their labels."""
+    draws = np.random.default_rng(count)
+    strips = {}
+    for number, part in enumerate((count // 2, count - count // 2)):
+        data = io.BytesIO()
+        Image.fromarray(draws.integers(256, size=(32 * part, 32, 3), dtype=np.uint8)).save(data, "PNG")
+        strips[f"strip_{number}"] = np.frombuffer(data.getvalue(), dtype=np.uint8)
+    np.savez(path, labels=(np.arange(count) // 10 % 10).astype(np.uint8), **strips)  # so that every tenth one is of each class
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    write_strips(tmp_path / "cifar10_train.npz", 600)
+    write_strips(tmp_path / "cifar10_test.npz", 40)
+    for name in [*cifar10_gpu.FORMS, "paper:delt"]:
+        monkeypatch.setitem(RECIPES, name, RECIPES.get(name, RECIPES["common"]))  # put back after the test
+    monkeypatch.setattr(cifar10_gpu, "TEACHERS", dict(cifar10_gpu.TEACHERS))
+
+    def run(*more: str) -> dict[str, Any]:
+        places = ["--data", str(tmp_path), "--state", str(tmp_path / "state"), "--out", str(tmp_path / "out.json")]
+        cifar10_gpu.main([*places, "--device", "cpu", "--smoke", *more])
+        found: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
+        return found
+
+    return run
+
+
+def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(command: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cifar10_gpu, "fill", lambda *given: None)  # as if the time had ended here
+        begun = command("--choose", "--minutes", "5")
+    held_out = [row for row in begun["rows"] if row["held_out"]]
+    assert len(held_out) == len(cifar10_gpu.TEACHERS) * len(cifar10_gpu.FORMS) and begun["held_out"] == 60 and begun["images"] == 540
+    best = max(row["last"][0] for row in held_out)
+    chosen = begun["chosen"]
+    assert chosen["held_out"] == best
+    assert any((row["teacher"], row["recipe"], row["last"]) == (chosen["teacher"], chosen["form"], [best]) for row in held_out)
+    done = command("--choose", "--minutes", "5")
+    assert done["rows"][: len(begun["rows"])] == begun["rows"] and done["left_out"] == []
+    assert {(row["method"], row["ipc"], row["recipe"], row["labels"]) for row in done["rows"] if not row["held_out"]} >= {
+        (method, ipc, recipe, labels)
+        for method in ("delt", "random", "cda")
+        for ipc in (3, 2)
+        for recipe, labels in (("common", "soft"), ("paper:delt", "soft"), ("common", "hard"))
+    }
+    assert {row["precision"] for row in done["rows"]} == {"", "fp32", "bf16"}
+    assert {row["teacher"] for row in done["rows"] if not row["held_out"]} == {chosen["teacher"]}
+    assert all(len(row["last"]) == 2 for row in done["rows"] if not row["held_out"])
+    assert command("--choose", "--minutes", "5")["rows"] == done["rows"]
+
+
+def test_without_time_everything_is_named(command: Any) -> None:
+    found = command("--minutes", "0")
+    assert found["rows"] == [] and any("synthesis delt 3" in text for text in found["left_out"])
