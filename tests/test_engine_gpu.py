@@ -157,6 +157,7 @@ def test_kernels_are_plain_torch(count: int, channels: int, side: int, groups: i
     gradient, other = torch.randn_like(x), torch.randn_like(x) if added else None
     out, mean, var = kernels.normed(x, scale, shift, centre + 4.5, groups, other, relu)
     wide, close = x.double(), 2e-3 if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(kernels.applied(x, scale, shift, other, relu), out, rtol=close, atol=close)
     wanted = torch.var_mean(wide.unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0)
     assert (mean - wanted[1]).abs().max() < 1e-5 and (var - wanted[0]).abs().max() < 1e-4
     exact = wide * scale[:, None, None] + shift[:, None, None] + (0 if other is None else other.double())

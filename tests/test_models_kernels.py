@@ -38,6 +38,7 @@ for count, channels, height, width, groups, dtype in (
         assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
         assert ((out - exact).abs() / (1 + exact.abs())).max() < close
         assert (mean - exact_mean).abs().max() < 1e-5 and (var - exact_var).abs().max() < 1e-5
+        assert torch.equal(kernels.applied(x, scale, shift, added, relu), out)
         cut = out if relu and added is not None else None
         found, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, relu=relu, output=cut)
         through = gradient.double() * (exact > 0) if relu else gradient.double()

@@ -17,6 +17,7 @@ from delt.bench import Load
 from delt.config import EvaluateConfig, RuntimeConfig
 from delt.data.images import TensorImages
 from delt.job import Job
+from delt.recipes import recipe_of
 from delt.runtime import in_training, resolve, seeded, settings, stream, trainable
 from delt.stages import evaluate
 from delt.training import Given, adamw, fit, sgd
@@ -74,3 +75,16 @@ def test_students_side_by_side_are_those_alone(monkeypatch: pytest.MonkeyPatch) 
 
     alone = scores(1)
     assert scores(4) == alone and len({score.last for score in alone}) > 1
+
+
+def test_labels_in_sixteen_bits_are_as_near_as_those_of_tf32() -> None:
+    teacher = Load(32, "resnet18", None).teacher
+    images = torch.randn(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exact = teacher.to("cpu").model.double()(images.double())
+    teacher.model.float().to(CUDA)
+    runtime, recipe, soft = resolve(RuntimeConfig(device="cuda")), recipe_of("common"), SoftLabels(teacher, "common")
+    found = evaluate.quick(soft, recipe, runtime)
+    with settings(runtime):
+        errors = [((labels.online(images.to(CUDA), recipe).cpu() - exact).norm() / exact.norm()).item() for labels in (found, soft)]
+    print(f"fp16 {errors[0]:.2e}, TF32 {errors[1]:.2e}")
+    assert isinstance(found.teacher.model, evaluate.Quick) and errors[0] < max(5e-3, 2 * errors[1])

@@ -1,7 +1,8 @@
 """Triton kernels for what synthesis does most on a GPU, each in one pass over memory.
 
-- A frozen BatchNorm layer whose input's statistics are matched, with the addition and the ReLU that follow it: `normed`
-  and, for the way back, `pulled`. `delt.models.statistics` says what they compute, in plain torch.
+- A frozen BatchNorm layer with the addition and the ReLU that follow it: `normed` where its input's statistics are matched
+  and, for the way back, `pulled`; `applied` where a network is only asked. `delt.models.statistics` says what they compute,
+  in plain torch.
 - Max-pooling, and 2 x 2 pixels as channels (`pooled`, `unshuffled`), which torch's own operators are slow at for
   channels-last images. `delt.models.fused` says what they compute.
 - Adam's step on the images, clamped to valid pixels: `adam`; in plain torch in `delt.engine.step`.
@@ -52,6 +53,24 @@ def _normed(  # type: ignore[no-untyped-def]
     line = (group * PARTS + part) * channels + c
     tl.store(sums + line, tl.sum(first, 0), mask=inside)
     tl.store(sums + groups * PARTS * channels + line, tl.sum(second, 0), mask=inside)
+
+
+@triton.jit
+def _applied(  # type: ignore[no-untyped-def]
+    x, other, scale, shift, out, total, channels, ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = c < channels
+    here = (row < total)[:, None] & inside[None, :]
+    place = row[:, None].to(tl.int64) * channels + c[None, :]
+    factor, summand = tl.load(scale + c, mask=inside, other=0.0), tl.load(shift + c, mask=inside, other=0.0)
+    result = tl.load(x + place, mask=here, other=0.0).to(tl.float32) * factor[None, :] + summand[None, :]
+    if ADD:
+        result += tl.load(other + place, mask=here, other=0.0).to(tl.float32)
+    if RELU:
+        result = tl.where(result <= 0, 0.0, result)
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -221,6 +240,17 @@ def normed(
     )  # fmt: skip
     _finish[(groups, -(-channels // 16))](partial, centre, mean, var, float(rows), channels, groups, parts, PARTS=most, WIDTH=16)
     return out, mean, var
+
+
+def applied(x: Tensor, scale: Tensor, shift: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
+    """`normed` where nobody asks for the statistics."""
+    channels = x.shape[1]
+    total, wide = x.numel() // channels, _width(channels)
+    out, other = torch.empty_like(x), None if other is None else other.contiguous(memory_format=torch.channels_last)
+    _applied[(-(-total // ROWS), -(-channels // wide))](
+        x, x if other is None else other, scale, shift, out, total, channels, ADD=other is not None, RELU=relu, ROWS=ROWS, WIDTH=wide
+    )
+    return out
 
 
 def pulled(

@@ -145,14 +145,22 @@ class FrozenNorm(nn.BatchNorm2d):
         assert self.running_mean is not None
         return (0 if self.bias is None else self.bias) - self.running_mean * self.scale
 
+    def prepare(self) -> None:
+        """Compute factors and summands now, not with the first images."""
+        _ = self.scale, self.shift
+
     def plain(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
         """The layer in torch's operators, plus `other`, cut at zero where `relu` is set."""
         return _followed(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps), other, relu)
 
     def forward(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
+        fits = other is None or other.shape == x.shape  # one that is spread over the images is added as ever
+        if self.watch is None and fits and kernels_suit(x) and not torch.is_grad_enabled():
+            from delt.models import kernels
+
+            return kernels.applied(x, self.scale, self.shift, other, relu)
         if self.watch is None:
             return self.plain(x, other, relu)
-        fits = other is None or other.shape == x.shape  # one that is spread over the images is added as ever
         out, mean, var = Watched.apply(x, self, self.groups, other if fits else None, relu and fits)
         self.watch(x, mean, var)
         return out if fits else _followed(out, other, relu)

@@ -20,15 +20,17 @@ from delt import storage
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
-from delt.config import EvaluateConfig
+from delt.config import EvaluateConfig, RuntimeConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
 from delt.job import Job
+from delt.models.fused import fuse
+from delt.models.statistics import FrozenNorm
 from delt.models.zoo import SMALL, build, named
 from delt.pool import same
 from delt.recipes import Recipe, recipe_of
-from delt.runtime import Emit, for_training, free_memory, in_training, resolve, seed_of, settings, trainable
+from delt.runtime import HALVES, Emit, for_training, free_memory, given_to, in_training, lowered, resolve, seed_of, settings, trainable
 from delt.storage import Slots
 from delt.team import Team
 from delt.training import Given, accuracy, adamw, draws, fit, sgd
@@ -119,6 +121,8 @@ def run_students(tasks: list[StudentTask], job: Job, known: Sequence[Score] = ()
     for task in missing:
         task.job = Job(job.seed, job.runtime, job.work)  # the pool and the listener stay with this process
     beside = _beside(whole, job)
+    if beside > 1:
+        whole = _with_quick_teachers(whole, job.device)
     rows |= {row.key: row for row in job.each(train_student, whole, _with_own_teachers if beside > 1 else same, _images, beside)}
     for task in shared:
         task.job = replace(task.job, world=job.world)
@@ -150,8 +154,33 @@ def _draws(arch: str, width: int | None, size: int) -> bool:
         return draws(build(arch, 10, 3, size, width))
 
 
+def _with_quick_teachers(tasks: list[StudentTask], device: torch.device) -> list[StudentTask]:
+    """The students, with `Quick` networks to ask that threads can share.
+
+    They are made before there are threads: torch.fx follows every network that runs meanwhile.
+    """
+    made: dict[tuple[object, ...], SoftLabels] = {}
+
+    def key(task: StudentTask) -> tuple[object, ...]:
+        return id(task.soft), task.recipe.voters, task.recipe.label_statistics
+
+    for task in tasks:
+        if _asks(task) and key(task) not in made:
+            for voter in task.soft.voters(task.recipe):
+                trainable(voter.model, device)
+            made[key(task)] = quick(task.soft, task.recipe, task.job.runtime)
+    return [replace(task, soft=made.get(key(task), task.soft)) for task in tasks]
+
+
+def _asks(task: StudentTask) -> bool:
+    """Whether teachers are asked while this student is trained."""
+    return task.score.labels == "soft" and task.soft.logits is None
+
+
 def _with_own_teachers(task: StudentTask) -> StudentTask:
-    """The student with its own copy of the networks that it asks, whose layers change while they are asked."""
+    """The student with its own copy of the networks that it asks, where their layers change while they are asked."""
+    if isinstance(task.soft.teacher.model, Quick):
+        return task
     teacher, others = copy.deepcopy((task.soft.teacher, task.soft.others))
     return replace(task, soft=replace(task.soft, teacher=teacher, others=others))
 
@@ -240,6 +269,8 @@ class Student:
         for voter in soft.voters(task.recipe):
             trainable(voter.model, device)
         replayed = soft.logits is not None and score.labels == "soft"
+        if device.type != "cpu" and _asks(task):
+            self.soft = quick(soft, task.recipe, task.job.runtime)
         key: tuple[Any, ...] = ("relabel", soft.seed) if replayed else ("student", score.seed)
         period = len(soft.logits) if replayed and soft.logits is not None else None
         batch = soft.batch if replayed else task.batch
@@ -294,6 +325,34 @@ class Student:
             return {}
         card = self.soft.teacher.card
         return {"top1": round(accuracy(self.model, self.task.test, card.mean, card.std, self.device, self.task.job.runtime, self.team), 4)}
+
+
+class Quick(nn.Module):
+    """A frozen network that takes and gives 32 bits, and computes in 16 in few passes: what labels cost beside a student's step.
+
+    fp16, whose products are as exact as those of TF32.
+    """
+
+    def __init__(self, model: nn.Module, runtime: RuntimeConfig) -> None:
+        super().__init__()
+        self.runtime = replace(runtime, precision="fp16", memory_format="channels_last")
+        self.network = fuse(lowered(model, self.runtime))
+        for layer in self.network.modules():
+            if isinstance(layer, FrozenNorm):
+                layer.prepare()  # threads that share the network change nothing in it
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N,K] of normalised images [N,C,H,W]."""
+        logits: Tensor = self.network(given_to(images, self.runtime))
+        return logits.float()
+
+
+def quick(soft: SoftLabels, recipe: Recipe, runtime: RuntimeConfig) -> SoftLabels:
+    """The same labels, asked of `Quick` networks: where training is in 16 bits, too, and teachers use the statistics that they remember."""
+    if isinstance(soft.teacher.model, Quick) or runtime.train_precision not in HALVES or recipe.label_statistics != "remembered":
+        return soft
+    first, *others = [replace(teacher, model=Quick(teacher.model, runtime)) for teacher in soft.voters(recipe)]
+    return replace(soft, teacher=first, others=tuple(others))
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:
