@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RecoverConfig, RuntimeConfig
 from delt.engine.memory import fitted
@@ -36,6 +37,7 @@ from delt.grouping import make_groups
 from delt.job import Job
 from delt.models import zoo
 from delt.models.statistics import FrozenNorm
+from delt.recipes import recipe_of
 from delt.runtime import (
     HALVES,
     Replay,
@@ -51,7 +53,7 @@ from delt.runtime import (
     trainable,
 )
 from delt.schedule import plan
-from delt.stages.evaluate import soft_loss
+from delt.stages.evaluate import quick, soft_loss
 from delt.training import Step as TrainingStep
 from delt.training import adamw
 
@@ -322,7 +324,10 @@ def training(load: Load, runtime: RuntimeConfig) -> dict[str, Any]:
     """Images per second of a teacher's training, and of a student's with labels that the teacher gives online."""
     device = device_of(runtime)
     cpu = device.type == "cpu"
-    teacher = trainable(copy.deepcopy(load.teacher.model), device)
+    teacher, recipe = copy.deepcopy(load.teacher), recipe_of("common")
+    trainable(teacher.model, device)
+    soft = SoftLabels(teacher, recipe.name)
+    soft = soft if cpu else quick(soft, recipe, runtime)
     found = {}
     for name, batch in (("teacher", 32 if cpu else 512), ("student", 32 if cpu else 100)):
         model = trainable(zoo.build(load.arch, load.classes, 3, load.size, load.width, generator_seed=1), device).train()
@@ -334,9 +339,7 @@ def training(load: Load, runtime: RuntimeConfig) -> dict[str, Any]:
                 logits = model(images).float()
             if not student:
                 return F.cross_entropy(logits, labels)
-            with torch.no_grad():
-                target = teacher(images).float()
-            return soft_loss(logits, target, 20.0)
+            return soft_loss(logits, soft.online(images, recipe).float(), recipe.temperature)
 
         step = TrainingStep(model, adamw(model.parameters(), 1e-3, device), loss, Replay(runtime.graphs == "on"))
         with settings(for_training(runtime)):
