@@ -9,6 +9,8 @@ import sys
 import pytest
 
 SCRIPT = """
+import copy
+
 import torch
 from delt.models import kernels
 
@@ -86,6 +88,25 @@ for rate, widen in ((normal(1, 1, 1, 1).abs(), normal(1, 1, 1, 1).abs()), (norma
     x = (before[0] - rate * m / (v.sqrt() * widen + 1e-8)).clamp(low, high)
     for found, wanted in zip((images, first, second), (x, m, v)):
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), (found - wanted).abs().max()
+
+from delt.models import fused, statistics
+from delt.models.zoo import build
+
+plain = build("resnet18", 5, 3, 16, 4, generator_seed=0)
+for layer in plain.modules():
+    if isinstance(layer, torch.nn.BatchNorm2d):
+        layer.running_mean.copy_(normal(len(layer.running_mean)))
+plain = plain.eval().requires_grad_(False)
+network = fused.fuse(copy.deepcopy(plain).to(memory_format=torch.channels_last))
+statistics.kernels_suit = lambda x: x.is_contiguous(memory_format=torch.channels_last)  # as on a GPU
+images, asked = normal(4, 3, 16, 16).contiguous(memory_format=torch.channels_last), []
+applied = kernels.applied
+kernels.applied = lambda *given: asked.append(given) or applied(*given)
+with torch.no_grad():
+    assert torch.allclose(network(images), plain(images), rtol=1e-4, atol=1e-4)
+    assert len(asked) == sum(isinstance(layer, statistics.FrozenNorm) for layer in network.modules()) == 20
+network(images.requires_grad_())
+assert len(asked) == 20  # what is unwatched and wants a gradient is left to torch
 print("equal")
 """
 

@@ -226,6 +226,61 @@ def test_where_it_is_stopped_it_goes_on_in_the_middle_of_an_epoch(after: int, tm
     assert steps == ["a"] * (STEPS + after + 1) + ["b"] * (2 * STEPS - after - 1)
 
 
+class Seldom(training.Book):
+    """As on a GPU, whose losses are not read after each step."""
+
+    looks = 0
+
+    def __init__(self, keeper: training.Keeper, step: Step, device: torch.device) -> None:
+        super().__init__(keeper, step, torch.device("cuda"))
+
+    def look(self) -> None:
+        Seldom.looks += 1
+        super().look()
+
+
+@pytest.mark.parametrize(("every", "looks"), [(1e6, 1 + 2), (-1.0, 1 + 5 * STEPS + 5)])
+def test_losses_that_are_read_seldom_are_the_same(every: float, looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the tests, at checkpoints and at the end."""
+
+    def trained(name: str) -> tuple[list[dict[str, Any]], list[Tensor], Slots]:
+        model, slots = network(0.5), Slots(tmp_path / name)
+        tested = lambda epoch: {"top1": epoch} if epoch in (1, 3) else {}  # noqa: E731
+        given = (5, batches, loss_of(model), rate, STEPS)
+        return fit(model, OPTIMIZERS["adamw"](model), *given, after=tested, slots=slots, every=every), bits(model), slots
+
+    plain, expected, kept = trained("plain")
+    monkeypatch.setattr(training, "Book", Seldom)
+    monkeypatch.setattr(training, "LOOK", 1e6)
+    Seldom.looks = 0
+    history, found, slots = trained("seldom")
+    assert history == plain and same(found, expected) and Seldom.looks == looks
+    if every < 0:
+        one, other = slots.load(), kept.load()
+        assert one and other and one[1] == other[1] == {"history": plain}
+    monkeypatch.setattr(training, "LOOK", -1.0)
+    Seldom.looks = 0
+    assert trained("always")[0] == plain and Seldom.looks == max(looks, 1 + 5)
+
+
+def test_a_loss_that_is_no_number_is_found_at_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "Book", Seldom)
+    monkeypatch.setattr(training, "LOOK", 1e6)
+    model, slots = network(), Slots(tmp_path / "fit")
+
+    def spoiled(epoch: int) -> Iterator[Given]:
+        for step, (images, labels) in enumerate(batches(epoch)):
+            yield images, labels, torch.tensor(float("nan") if (epoch, step) == (2, 1) else 0.0)
+            if (epoch, step) == (4, 2):
+                raise Stopped
+
+    with pytest.raises(DeltError, match="not finite at step 1 of epoch 2; nothing was stepped"):
+        fit(
+            model, OPTIMIZERS["sgd"](model), 9, spoiled, lambda a, b, more: loss_of(model)(a, b) + more, rate, STEPS, slots=slots, every=1e6
+        )
+    assert slots.load() is None  # a checkpoint is not written over what went wrong
+
+
 def test_the_network_trains_after_it_was_tested():
     model, modes = network(), list[bool]()
 
