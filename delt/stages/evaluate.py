@@ -157,7 +157,8 @@ def _draws(arch: str, width: int | None, size: int) -> bool:
 def _with_quick_teachers(tasks: list[StudentTask], device: torch.device) -> list[StudentTask]:
     """The students, with `Quick` networks to ask that threads can share.
 
-    They are made before there are threads: torch.fx follows every network that runs meanwhile.
+    They are made before there are threads, since torch.fx follows every network that runs meanwhile, and asked once, since that
+    compiles their kernels.
     """
     made: dict[tuple[object, ...], SoftLabels] = {}
 
@@ -168,7 +169,9 @@ def _with_quick_teachers(tasks: list[StudentTask], device: torch.device) -> list
         if _asks(task) and key(task) not in made:
             for voter in task.soft.voters(task.recipe):
                 trainable(voter.model, device)
-            made[key(task)] = quick(task.soft, task.recipe, task.job.runtime)
+            found = made[key(task)] = quick(task.soft, task.recipe, task.job.runtime)
+            card = found.teacher.card
+            found.online(torch.zeros(2, card.channels, card.size, card.size, device=device), task.recipe)
     return [replace(task, soft=made.get(key(task), task.soft)) for task in tasks]
 
 
