@@ -7,7 +7,6 @@ synthesis takes is arithmetic over these rounds, and called a prediction.
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import importlib.util
@@ -53,7 +52,7 @@ from delt.runtime import (
     trainable,
 )
 from delt.schedule import plan
-from delt.stages.evaluate import quick, soft_loss
+from delt.stages.evaluate import asked, soft_loss
 from delt.training import Step as TrainingStep
 from delt.training import adamw
 
@@ -324,10 +323,8 @@ def training(load: Load, runtime: RuntimeConfig) -> dict[str, Any]:
     """Images per second of a teacher's training, and of a student's with labels that the teacher gives online."""
     device = device_of(runtime)
     cpu = device.type == "cpu"
-    teacher, recipe = copy.deepcopy(load.teacher), recipe_of("common")
-    trainable(teacher.model, device)
-    soft = SoftLabels(teacher, recipe.name)
-    soft = soft if cpu else quick(soft, recipe, runtime)
+    recipe = recipe_of("common")
+    soft = asked(SoftLabels(load.teacher, recipe.name), recipe, runtime, device)
     found = {}
     for name, batch in (("teacher", 32 if cpu else 512), ("student", 32 if cpu else 100)):
         model = trainable(zoo.build(load.arch, load.classes, 3, load.size, load.width, generator_seed=1), device).train()

@@ -290,9 +290,12 @@ class Keeper:
         losses = list(tensors.pop("losses").to(next(self.model.parameters()).device))
         self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model/")})
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for name, value in tensors.items():
             kind, index, *key = name.split("/")
             if kind == "optimizer":
+                alike = parameters[int(index)]  # also in layout: otherwise the last bits of a step are others
+                value = torch.empty_like(alike).copy_(value) if value.shape == alike.shape else value
                 state.setdefault(int(index), {})[key[0]] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         history: list[dict[str, Any]] = meta["history"]

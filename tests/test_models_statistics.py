@@ -17,9 +17,11 @@ from delt.models.statistics import (
     StatisticsMatch,
     convolution_moments,
     freeze_norms,
+    mean_and_variance,
     patch_side,
     patches,
     remember_convolutions,
+    straight,
 )
 
 
@@ -147,6 +149,43 @@ class One(nn.Module):
         return out
 
 
+LAYOUTS = {"pixels of a channel side by side": torch.contiguous_format, "channels of a pixel": torch.channels_last}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("channels", "side"), [(5, 7), (1, 4), (3, 1), (64, 8)])
+@pytest.mark.parametrize("centre", [0.0, 300.0])  # standard deviations from zero
+def test_means_and_variances_are_those_in_double_precision(
+    channels: int, side: int, centre: float, dtype: torch.dtype, groups: int, layout: str
+) -> None:
+    x = torch.randn(12, channels, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + centre
+    x = x.to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    mean, var = mean_and_variance(x, groups)
+    for g in range(groups):
+        own = x[g::groups].double()
+        exact = own.mean((0, 2, 3))
+        near = 1e-12 if dtype == torch.float64 else 1e-5
+        assert (mean[g] - exact).abs().max() <= near * (1 + centre)
+        assert (var[g] - ((own - exact[:, None, None]) ** 2).mean((0, 2, 3))).abs().max() <= near * (3 + centre / 10)
+    assert mean.shape == var.shape == (groups, channels) and mean.dtype == (dtype if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_line_per_channel_is_the_same_in_either_layout(dtype: torch.dtype, groups: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 3, 4, generator=draws).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    offset, slope = (torch.randn(groups, 5, generator=draws).to(wide) for _ in range(2))
+    expected = torch.stack([offset[n % groups, :, None, None] + slope[n % groups, :, None, None] * x[n].to(wide) for n in range(6)])
+    for layout in LAYOUTS.values():
+        found = straight(x.contiguous(memory_format=layout), offset, slope)
+        assert found.dtype == wide and found.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(found, expected)
+
+
 def distance_of(x: Tensor, mean: Tensor, var: Tensor, groups: int = 1) -> Tensor:
     with StatisticsMatch(One(mean, var), groups, 1.0) as match:
         match._hook("layer")(nn.BatchNorm2d(len(mean)), (x,))
@@ -156,7 +195,7 @@ def distance_of(x: Tensor, mean: Tensor, var: Tensor, groups: int = 1) -> Tensor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_deviation_of_zero_has_gradient_zero(dtype: torch.dtype) -> None:
     x = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=dtype).view(4, 1, 1, 1).repeat(1, 2, 2, 2).requires_grad_()  # mean 0, variance 1
-    one, zero = (part[0] for part in torch.var_mean(x.detach()[:, None], dim=(0, 3, 4), correction=0))  # to the last bit
+    zero, one = (part[0] for part in mean_and_variance(x.detach(), 1))  # to the last bit
     assert torch.allclose(one, torch.ones(2, dtype=dtype)) and torch.allclose(zero, torch.zeros(2, dtype=dtype))
     both = distance_of(x, zero, one)
     assert both.item() == 0

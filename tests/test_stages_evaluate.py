@@ -154,33 +154,43 @@ def test_hard_labels_without_mixing_are_plain_cross_entropy(synthetic: Synthetic
     assert loss_of(student, Batch(torch.zeros(4, 1, 8, 8), labels, labels, None)).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "voters"), [("bf16", "first"), ("bf16", "all"), ("fp32", "first")])
-def test_a_gpu_asks_for_labels_in_sixteen_bits_where_it_trains_in_them(precision: str, voters: str, teacher: Teacher):
+@pytest.mark.parametrize("voters", ["first", "all"])
+def test_labels_are_asked_of_copies(voters: str, teacher: Teacher):
+    other = replace(teacher, model=copy.deepcopy(teacher.model))
+    soft, recipe = SoftLabels(teacher, "common", others=(other,)), replace(recipe_of("common"), voters=voters)
+    images, found = torch.randn(20, 1, 8, 8, generator=stream("asked")), stage.asked(soft, recipe, RUNTIME, CPU)
+    assert len(found.voters(recipe)) == len(soft.voters(recipe)) == (1 if voters == "first" else 2)
+    assert all(one.model is not two.model for one, two in zip(found.voters(recipe), soft.voters(recipe), strict=True))
+    torch.testing.assert_close(found.online(images, recipe), soft.online(images, recipe), rtol=1e-5, atol=1e-5)
+
+
+def test_labels_are_asked_in_sixteen_bits_on_a_gpu_that_trains_in_them(teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
     """As near to the teacher's as products in TF32 are; the teacher itself stays as it was."""
-    soft = SoftLabels(teacher, "common", others=(replace(teacher, model=copy.deepcopy(teacher.model)),))
-    recipe, runtime = replace(recipe_of("common"), voters=voters), replace(RUNTIME, train_precision=precision)
-    images = torch.randn(20, 1, 8, 8, generator=stream("asked"))
-    before, found = teacher.digest(), stage.quick(soft, recipe, runtime)
-    assert (found is soft) == (precision == "fp32") and len(found.voters(recipe)) == len(soft.voters(recipe))
+    recipe, soft, gpu = recipe_of("common"), SoftLabels(teacher, "common"), torch.device("cuda")
+    half = replace(RUNTIME, train_precision="bf16")
+    assert stage._quickly(recipe, half, gpu) and not stage._quickly(recipe, half, CPU) and not stage._quickly(recipe, RUNTIME, gpu)
+    assert not stage._quickly(replace(recipe, label_statistics="batch"), half, gpu)
+    monkeypatch.setattr(stage, "_quickly", lambda *given: True)
+    images, before = torch.randn(20, 1, 8, 8, generator=stream("asked")), teacher.digest()
+    found = stage.asked(soft, recipe, half, CPU)
     logits, exact = found.online(images, recipe), soft.online(images, recipe)
     assert logits.dtype == torch.float32 and (logits - exact).abs().max() < 5e-3 * exact.abs().max()
-    assert torch.equal(logits, exact) == (precision == "fp32") and Teacher(teacher.model, teacher.card).digest() == before
-    batch = replace(recipe, label_statistics="batch")
-    assert stage.quick(soft, batch, runtime) is soft
+    assert not torch.equal(logits, exact) and Teacher(teacher.model, teacher.card).digest() == before
+    assert stage.asked(found, recipe, half, CPU) is found  # and is not copied again
 
 
-def test_students_in_threads_share_the_networks_that_they_ask(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
-    half, batch = replace(RUNTIME, train_precision="bf16"), replace(recipe_of("common"), label_statistics="batch")
-    tasks = student_tasks(synthetic, soft, real.test, replace(TINY, seeds=2, labels=("soft", "hard")), Job(runtime=half), name="delt")
-    own = replace(tasks[0], recipe=batch)  # whose teacher measures batches
-    found = stage._with_quick_teachers([*tasks, own], CPU)
+def test_students_in_threads_share_the_networks_that_they_ask(
+    synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stage, "_quickly", lambda recipe, *given: recipe.label_statistics == "remembered")
+    tasks = student_tasks(synthetic, soft, real.test, replace(TINY, seeds=2, labels=("soft", "hard")), Job(runtime=RUNTIME), name="delt")
+    own = replace(tasks[0], recipe=replace(recipe_of("common"), label_statistics="batch"))  # whose teacher measures batches
+    found = stage._with_shared_teachers([*tasks, own], CPU)
     assert len({id(task.soft) for task in found[:4]}) == 1 and isinstance(found[0].soft.teacher.model, stage.Quick)
-    assert all(stage._with_own_teachers(task) is task for task in found[:4])
-    copied = stage._with_own_teachers(found[4])
-    assert found[4].soft is soft and copied.soft.teacher.model is not soft.teacher.model
-    alone = Student(found[0], build("convnet3", 10, 1, 8, 4, 1), CPU, silent)
-    assert alone.soft is found[0].soft
-    for task in stage._with_quick_teachers([task for task in tasks if task.score.labels == "hard"], CPU):
+    assert found[4].soft is soft
+    networks = [Student(task, build("convnet3", 10, 1, 8, 4, 1), CPU, silent).soft.teacher.model for task in found]
+    assert networks[0] is found[0].soft.teacher.model and networks[4] is not soft.teacher.model
+    for task in stage._with_shared_teachers([task for task in tasks if task.score.labels == "hard"], CPU):
         assert task.soft is soft  # nothing is asked
 
 

@@ -83,7 +83,7 @@ def test_labels_in_sixteen_bits_are_as_near_as_those_of_tf32() -> None:
     exact = teacher.to("cpu").model.double()(images.double())
     teacher.model.float().to(CUDA)
     runtime, recipe, soft = resolve(RuntimeConfig(device="cuda")), recipe_of("common"), SoftLabels(teacher, "common")
-    found = evaluate.quick(soft, recipe, runtime)
+    found = evaluate.asked(soft, recipe, runtime, CUDA)
     with settings(runtime):
         errors = [((labels.online(images.to(CUDA), recipe).cpu() - exact).norm() / exact.norm()).item() for labels in (found, soft)]
     print(f"fp16 {errors[0]:.2e}, TF32 {errors[1]:.2e}")

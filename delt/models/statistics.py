@@ -34,8 +34,33 @@ Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, varian
 def mean_and_variance(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per group and channel of x [N,C,H,W]: two of [G,C]."""
     wide = x if x.dtype == torch.float64 else x.float()  # statistics need 32 bits, whatever the layers run in
-    var, mean = torch.var_mean(wide.unflatten(0, (-1, groups)), dim=(0, 3, 4), correction=0)
-    return mean, var
+    parts = wide.unflatten(0, (-1, groups))
+    if x.is_cuda or torch.compiler.is_compiling():
+        var, mean = torch.var_mean(parts, dim=(0, 3, 4), correction=0)
+        return mean, var
+    # On a CPU torch's var takes as long as a convolution: 5 to 30 times what follows (benchmarks/LOG.md).
+    if groups == 1 and _channels_last(wide):
+        mean, var = torch.batch_norm_update_stats(wide, None, None, 0.0)
+        return mean[None], var[None]
+    count = wide.numel() // (groups * wide.shape[1])
+    mean = parts.sum((0, 3, 4)) / count
+    off = parts - mean[:, :, None, None]
+    return mean, off.square_().sum((0, 3, 4)) / count
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel of x [N,C,H,W] lie side by side, and not the pixels of a channel."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def straight(x: Tensor, offset: Tensor, slope: Tensor) -> Tensor:
+    """offset + slope * x, a line [G,C] per group and channel of x [N,C,H,W], in the layout of x and at least 32 bits."""
+    groups = len(offset)
+    if _channels_last(x):
+        pixels = x.permute(0, 2, 3, 1).unflatten(0, (-1, groups))  # [n,G,H,W,C]: the last axis is that of the line, which is quick
+        found = torch.addcmul(offset[:, None, None], pixels, slope[:, None, None])
+        return found.flatten(0, 1).permute(0, 3, 1, 2)
+    return torch.addcmul(offset[:, :, None, None], x.unflatten(0, (-1, groups)), slope[:, :, None, None]).flatten(0, 1)
 
 
 class Moments(torch.autograd.Function):
@@ -54,8 +79,7 @@ class Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *line: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        offset, slope = (part[:, :, None, None] for part in line)  # in 32 bits: a mean far from zero would drown the rest in 16
-        return torch.addcmul(offset, x.unflatten(0, (-1, ctx.groups)), slope).flatten(0, 1).to(x.dtype), None
+        return straight(x, *line).to(x.dtype), None  # in 32 bits: a mean far from zero would drown the rest in 16
 
 
 class Lines(torch.autograd.Function):
@@ -116,8 +140,7 @@ class Watched(torch.autograd.Function):
             if ctx.relu:
                 reached = torch.addcmul(shift[:, None, None], x, scale[:, None, None]) if output is None else output
                 passed = gradient * (reached > 0)
-            line = torch.addcmul(offset[:, :, None, None], x.unflatten(0, (-1, ctx.groups)), slope[:, :, None, None]).flatten(0, 1)
-            own = (passed * scale[:, None, None] + line).to(x.dtype)
+            own = (passed * scale[:, None, None] + straight(x, offset, slope)).to(x.dtype)
         return own, None, None, passed if ctx.added else None, None
 
 

@@ -28,7 +28,6 @@ from delt.job import Job
 from delt.models.fused import fuse
 from delt.models.statistics import FrozenNorm
 from delt.models.zoo import SMALL, build, named
-from delt.pool import same
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import HALVES, Emit, for_training, free_memory, given_to, in_training, lowered, resolve, seed_of, settings, trainable
 from delt.storage import Slots
@@ -122,8 +121,8 @@ def run_students(tasks: list[StudentTask], job: Job, known: Sequence[Score] = ()
         task.job = Job(job.seed, job.runtime, job.work)  # the pool and the listener stay with this process
     beside = _beside(whole, job)
     if beside > 1:
-        whole = _with_quick_teachers(whole, job.device)
-    rows |= {row.key: row for row in job.each(train_student, whole, _with_own_teachers if beside > 1 else same, _images, beside)}
+        whole = _with_shared_teachers(whole, job.device)
+    rows |= {row.key: row for row in job.each(train_student, whole, cost=_images, beside=beside)}
     for task in shared:
         task.job = replace(task.job, world=job.world)
         rows[task.score.key] = train_student(task, job.emit)
@@ -154,8 +153,8 @@ def _draws(arch: str, width: int | None, size: int) -> bool:
         return draws(build(arch, 10, 3, size, width))
 
 
-def _with_quick_teachers(tasks: list[StudentTask], device: torch.device) -> list[StudentTask]:
-    """The students, with `Quick` networks to ask that threads can share.
+def _with_shared_teachers(tasks: list[StudentTask], device: torch.device) -> list[StudentTask]:
+    """The students, with `Quick` networks to ask, which threads can share.
 
     They are made before there are threads, since torch.fx follows every network that runs meanwhile, and asked once, since that
     compiles their kernels.
@@ -166,10 +165,8 @@ def _with_quick_teachers(tasks: list[StudentTask], device: torch.device) -> list
         return id(task.soft), task.recipe.voters, task.recipe.label_statistics
 
     for task in tasks:
-        if _asks(task) and key(task) not in made:
-            for voter in task.soft.voters(task.recipe):
-                trainable(voter.model, device)
-            found = made[key(task)] = quick(task.soft, task.recipe, task.job.runtime)
+        if _asks(task) and _quickly(task.recipe, task.job.runtime, device) and key(task) not in made:
+            found = made[key(task)] = asked(task.soft, task.recipe, task.job.runtime, device)
             card = found.teacher.card
             found.online(torch.zeros(2, card.channels, card.size, card.size, device=device), task.recipe)
     return [replace(task, soft=made.get(key(task), task.soft)) for task in tasks]
@@ -178,14 +175,6 @@ def _with_quick_teachers(tasks: list[StudentTask], device: torch.device) -> list
 def _asks(task: StudentTask) -> bool:
     """Whether teachers are asked while this student is trained."""
     return task.score.labels == "soft" and task.soft.logits is None
-
-
-def _with_own_teachers(task: StudentTask) -> StudentTask:
-    """The student with its own copy of the networks that it asks, where their layers change while they are asked."""
-    if isinstance(task.soft.teacher.model, Quick):
-        return task
-    teacher, others = copy.deepcopy((task.soft.teacher, task.soft.others))
-    return replace(task, soft=replace(task.soft, teacher=teacher, others=others))
 
 
 def _dealt(missing: list[StudentTask], job: Job) -> tuple[list[StudentTask], list[StudentTask]]:
@@ -268,12 +257,8 @@ class Student:
         self.task, self.model, self.device, self.team = task, model, device, team or Team()
         self.network, self.emit = self.team.network(model, device), self.team.calm(emit)
         self.train = _on(task.train, device)
-        self.soft = soft
-        for voter in soft.voters(task.recipe):
-            trainable(voter.model, device)
+        self.soft = asked(soft, task.recipe, task.job.runtime, device) if _asks(task) else soft
         replayed = soft.logits is not None and score.labels == "soft"
-        if device.type != "cpu" and _asks(task):
-            self.soft = quick(soft, task.recipe, task.job.runtime)
         key: tuple[Any, ...] = ("relabel", soft.seed) if replayed else ("student", score.seed)
         period = len(soft.logits) if replayed and soft.logits is not None else None
         batch = soft.batch if replayed else task.batch
@@ -303,8 +288,7 @@ class Student:
     def loss_of(self, images: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
         recipe, runtime = self.task.recipe, self.task.job.runtime
-        if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
         with in_training(runtime):
             if recipe.double_forward:
                 with torch.no_grad():
@@ -350,12 +334,23 @@ class Quick(nn.Module):
         return logits.float()
 
 
-def quick(soft: SoftLabels, recipe: Recipe, runtime: RuntimeConfig) -> SoftLabels:
-    """The same labels, asked of `Quick` networks: where training is in 16 bits, too, and teachers use the statistics that they remember."""
-    if isinstance(soft.teacher.model, Quick) or runtime.train_precision not in HALVES or recipe.label_statistics != "remembered":
+def asked(soft: SoftLabels, recipe: Recipe, runtime: RuntimeConfig, device: torch.device) -> SoftLabels:
+    """The same labels, of copies of the teachers, laid out as is fast: `Quick` ones on a GPU, where labels need nothing else.
+
+    Copies, since a network that is asked for its labels with the batch's statistics changes meanwhile; `Quick` ones are shared.
+    """
+    if isinstance(soft.teacher.model, Quick):
         return soft
-    first, *others = [replace(teacher, model=Quick(teacher.model, runtime)) for teacher in soft.voters(recipe)]
+    networks = [trainable(copy.deepcopy(teacher.model), device) for teacher in soft.voters(recipe)]
+    if _quickly(recipe, runtime, device):
+        networks = [Quick(network, runtime) for network in networks]
+    first, *others = [replace(teacher, model=model) for teacher, model in zip(soft.voters(recipe), networks, strict=True)]
     return replace(soft, teacher=first, others=tuple(others))
+
+
+def _quickly(recipe: Recipe, runtime: RuntimeConfig, device: torch.device) -> bool:
+    """Whether labels are computed on a GPU, in 16 bits as the training is, by layers that remember their statistics."""
+    return device.type != "cpu" and runtime.train_precision in HALVES and recipe.label_statistics == "remembered"
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:

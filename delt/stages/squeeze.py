@@ -166,6 +166,7 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
         )
     for record in history:
         job.emit({"stage": "squeeze", "record": record})
+    model = model.to(memory_format=torch.contiguous_format)  # as one that is loaded
     return _measured(model, _card(real, config, "trained"), real, job, team)
 
 
