@@ -86,6 +86,8 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
     training = ("fp32" if cpu else "bf16") if runtime.train_precision == "auto" else runtime.train_precision
     if cpu and training == "tf32":
         raise ConfigError("train_precision is tf32 on a CPU; allowed are fp32 and bf16")
+    compiled = cpu and precision == "fp32" and runtime.compile == "on"  # lays weights out anew for each convolution
+    layout = "contiguous" if compiled else "channels_last"
     if cpu and precision in ("fp16", "tf32"):
         raise ConfigError(f"precision is {precision} on a CPU; allowed are fp32 and bf16")
     return dataclasses.replace(
@@ -95,7 +97,7 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
         threads=runtime.threads or (1 if cpu else min(8, cores())),
         precision=precision,
         train_precision=training,
-        memory_format="channels_last" if runtime.memory_format == "auto" else runtime.memory_format,
+        memory_format=layout if runtime.memory_format == "auto" else runtime.memory_format,
         packing=runtime.packing or (1 if cpu else None),
         compile="off" if runtime.compile == "auto" else runtime.compile,
         graphs="off" if cpu else "on" if runtime.graphs == "auto" else runtime.graphs,

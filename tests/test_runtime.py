@@ -81,6 +81,7 @@ def test_seeded_draws_from_its_key_and_puts_the_state_back():
 def test_resolve_on_the_cpu_leaves_nothing_automatic():
     found = resolve(RuntimeConfig(device="cpu"))
     assert (found.device, found.threads, found.precision, found.memory_format, found.packing) == ("cpu", 1, "fp32", "channels_last", 1)
+    assert resolve(RuntimeConfig(device="cpu", compile="on")).memory_format == "contiguous"
     assert found.workers == cores() >= 1
     assert resolve(found) == found
 
