@@ -382,6 +382,7 @@ SWEEPS = {
     "itself": ("points: &a [*a]", "means [0-9,]+ values"),
     "deep": ("points: " + "[" * 60_000, "nested too deeply"),
     "deep names": ("{a: " * 500, "nested too deeply"),
+    "deep, but whole": ("points: " + "[" * 40 + "]" * 40, "nested too deeply"),  # however deep Python may go
     "large": ("points: [" + "1, " * 30_000 + "]", "it is larger than 65,536 bytes"),
     "a long number": ("points: [{ipc: 0x" + "f" * 9000 + "}]", "the number in line 1 is too large"),
     "a large number": ("points: [{recover_lr: " + "9" * 400 + "}]", "the number in line 1 is too large"),

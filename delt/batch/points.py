@@ -39,6 +39,7 @@ FIELDS |= {"slurm": dict, "ray": dict}
 WORDS = {str: "a text", int: "a whole number", dict: "a mapping of names to values", list: "a list of mappings"}
 MOST = 1000  # points; more are a slip of the pen
 LARGEST, EXPANDED = 64 * 1024, 20_000  # bytes of a file, and values in it, with what its aliases repeat
+DEEPEST = 32  # values in each other
 NAMED = 8  # points in an error's list
 LONGEST_NAME, LONGEST_VALUE = 120, 32  # characters; a folder's name may have 255 bytes
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that some file system or shell minds
@@ -157,7 +158,17 @@ def _parsed(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """yaml takes the last of two equal names; here that is a slip."""
+        """yaml takes the last of two equal names; here that is a slip. Nor does it count how deep values lie in each other."""
+
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.depth += 1
+            if self.depth > DEEPEST:
+                raise ConfigError(f"{path} is no sweep: its values are nested too deeply")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             names = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -183,8 +194,6 @@ def _parsed(path: Path) -> Any:
         return None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: other bytes than text, or the 31st of February
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise ConfigError(f"{path} is no sweep: its values are nested too deeply") from None
 
 
 def _text_of(path: Path) -> str:
