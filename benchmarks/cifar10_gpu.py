@@ -277,7 +277,7 @@ class Bench:
         config = EvaluateConfig(recipe=row.recipe, labels=(row.labels,), seeds=row.seeds)
         soft = SoftLabels(self.teacher(row.teacher), row.recipe)
         test = self.held_out if row.held_out else self.real.test
-        name = f"{row.method} {row.teacher} {row.precision}".rstrip()
+        name = f"{row.method} {row.ipc} {row.teacher} {row.precision}".rstrip()
         return student_tasks(self.sets[row.source], soft, test, config, replace(self.job, seed=0), name=name)
 
     def train(self, *rows: Row) -> list[float] | None:
