@@ -4,7 +4,7 @@
 
 DIR holds cifar10_train.npz, or its lossy twin cifar10_train_jpeg.npz (42 dB, for a machine that takes little data), and
 cifar10_test.npz. A tenth of the training images is held out: teachers, patches and syntheses never see it, the teacher's length
-and the form of `common` are chosen on it (--choose), and the test images are used once, at the end. Rows come in the order in
+and the form of `common` are chosen on it (--choose), and the test images for no choice. Rows come in the order in
 which they tell most; what takes too long is left out and named, and the same command with the same --state does it later.
 The core alone is used: no notebook packages. Results go to --out (default benchmarks/results/cifar10_gpu.json) after every step.
 """
@@ -63,6 +63,7 @@ FORMS: dict[str, dict[str, Any]] = {  # of `common`, beside the one that it has
 HELD_OUT = 10  # one in so many
 TEST_EVERY = 100  # epochs of `common`: a test takes as long as a hundred steps
 OTHERS = ("rded", "kmeans", "fadrm", "herding", "sre2l", "gvbsm")
+FIXED = ("train", "images", "held_out", "settings", "device")  # what a run that goes on must find as it was
 STEP, TEST = 35e-6, 0.1  # seconds of a student's step for each image, and of a test, as far as they were measured (benchmarks/LOG.md)
 
 
@@ -142,6 +143,7 @@ class Row:
     held_out: bool = False
     teacher: str = LONG
     precision: str = ""  # of the synthesis, where it is not the usual one
+    form: str = ""  # of `common`, where it is not the one that it has
 
     @property
     def source(self) -> tuple[str, int, str, str]:
@@ -161,7 +163,10 @@ class Table:
         self.paths, self.clock = paths, clock
         self.record: dict[str, Any] = {**facts, "teachers": {}, "syntheses": [], "rows": []}
         if paths[-1].is_file():
-            self.record |= json.loads(paths[-1].read_text())
+            known, given = json.loads(paths[-1].read_text()), json.loads(json.dumps(facts))
+            if differ := [name for name in FIXED if known[name] != given[name]]:
+                raise SystemExit(f"{paths[-1].parent} is of another run ({', '.join(differ)} differ): choose another --state, or delete it")
+            self.record |= known
         self.record |= {"left_out": []}
         self.before = self.record.get("seconds", 0.0)
 
@@ -192,6 +197,10 @@ class Bench:
     def chosen(self) -> str:
         """The teacher of the table's rows."""
         return str(self.table.record.get("chosen", {}).get("teacher", LONG))
+
+    def form(self, recipe: str) -> str:
+        """The form of `common` in the table's rows, where one was chosen."""
+        return str(self.table.record.get("chosen", {}).get("form", "")) if recipe == "common" else ""
 
     def step(self, what: str, needs: float, work: Callable[[], Any]) -> Any:
         """Do one thing, where there is time for it; what fails is named and the rest goes on."""
@@ -269,9 +278,10 @@ class Bench:
         self.table.keep()
 
     def make(self, *sources: tuple[str, int]) -> None:
-        """Syntheses, where there is time."""
+        """Syntheses, where there is time or they are there."""
         for method, ipc in sources:
-            self.step(f"synthesis {method} {ipc}", 25, partial(self.synthetic, method, ipc, self.chosen))
+            needs = 0 if self.place(method, ipc, self.chosen).is_file() else 25
+            self.step(f"synthesis {method} {ipc}", needs, partial(self.synthetic, method, ipc, self.chosen))
 
     def tasks(self, row: Row) -> list[StudentTask]:
         config = EvaluateConfig(recipe=row.recipe, labels=(row.labels,), seeds=row.seeds)
@@ -282,7 +292,7 @@ class Bench:
 
     def train(self, *rows: Row) -> list[float] | None:
         """Train the students of some rows side by side, where there is time; returns their mean accuracies."""
-        known = [replace(row, teacher=row.teacher if row.held_out else self.chosen) for row in rows]
+        known = [row if row.held_out else replace(row, teacher=self.chosen, form=self.form(row.recipe)) for row in rows]
         known = [row for row in known if row.source in self.sets and not self.table.has(row)]
         tasks = [self.tasks(row) for row in known]
         needs = 0.0 if self.shorter else sum(seconds_of(task) for own in tasks for task in own)
@@ -291,16 +301,17 @@ class Bench:
     def _train(self, rows: list[Row], tasks: list[list[StudentTask]]) -> list[float]:
         begun = time.monotonic()
         scores = iter(run_students([task for own in tasks for task in own], self.job))
-        seconds, means = (time.monotonic() - begun) / sum(map(len, tasks)), []
+        beside, means = {"students": sum(map(len, tasks)), "seconds": time.monotonic() - begun}, []
         for row, own in zip(rows, tasks, strict=True):
             found = [next(scores) for _ in own]
             values, best = [score.last for score in found], [score.best for score in found]
-            facts = {"last": values, "best": best, "updates": updates(own[0]), "batch": own[0].batch, "seconds_per_student": seconds}
+            facts = {"last": values, "best": best, "updates": updates(own[0]), "batch": own[0].batch, "together": beside}
             self.table.record["rows"].append({**asdict(row), **facts})
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             means.append(statistics.fmean(values))
             text = f"{row.name}: {means[-1]:.2f} ± {spread:.2f} (best epoch {statistics.fmean(best):.2f})"
-            self.table.say(f"{text}  {updates(own[0]):,} updates, {seconds:.1f} s per student")
+            self.table.say(f"{text}  {updates(own[0]):,} updates")
+        self.table.say("{students} students in {seconds:.1f} s".format(**beside))
         self.table.keep()
         return means
 
@@ -323,11 +334,12 @@ def choose(bench: Bench, ipc: int, forms: Sequence[str]) -> None:
     for name in TEACHERS:
         bench.step(f"synthesis delt {ipc}, teacher of {name}", 60, partial(bench.synthetic, "delt", ipc, name))
     rows = [Row("delt", ipc, form, seeds=1, held_out=True, teacher=teacher) for teacher in TEACHERS for form in forms]
-    found = bench.train(*rows)
-    if found and len(found) == len(rows):
-        best = max(range(len(rows)), key=lambda k: found[k])
-        bench.table.say(f"best on the held-out images: {rows[best].name}")
-        bench.table.keep(chosen={"teacher": rows[best].teacher, "form": rows[best].recipe, "held_out": found[best]})
+    bench.train(*rows)
+    known = [row for row in bench.table.record["rows"] if row["held_out"]]
+    if len(known) == len(rows):
+        best = max(known, key=lambda row: statistics.fmean(row["last"]))
+        bench.table.say(f"best on the held-out images: {best['recipe']}, teacher of {best['teacher']}")
+        bench.table.keep(chosen={"teacher": best["teacher"], "form": best["recipe"], "held_out": statistics.fmean(best["last"])})
 
 
 def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str]) -> None:
@@ -391,6 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         TEACHERS.update({name: replace(config, epochs=1, width=4) for name, config in TEACHERS.items()})
         recipes = {name: replace(recipe, epochs=1, cases=()) for name, recipe in recipes.items()}
     facts: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(runtime), "train": source}
+    trained = {name: asdict(config) for name, config in TEACHERS.items()}
+    facts |= {"device": facts["machine"]["device_name"], "settings": {"teachers": trained, "shorter": shorter}}
     facts |= {"held_out": len(held_out), "images": len(real.train), "published": {"delt 10": 43.0, "delt 50": 64.9}}
     table = Table((options.out, options.state / "table.json"), facts, clock)
     bench = Bench(real, held_out, table, job, options.state, shorter)

@@ -327,7 +327,7 @@ def training(load: Load, runtime: RuntimeConfig) -> dict[str, Any]:
     soft = asked(SoftLabels(load.teacher, recipe.name), recipe, runtime, device)
     found = {}
     for name, batch in (("teacher", 32 if cpu else 512), ("student", 32 if cpu else 100)):
-        model = trainable(zoo.build(load.arch, load.classes, 3, load.size, load.width, generator_seed=1), device).train()
+        model = trainable(zoo.build(load.arch, load.classes, 3, load.size, load.width, generator_seed=1), device, load.size).train()
         images = torch.randn(batch, 3, load.size, load.size, device=device)
         labels = torch.randint(load.classes, (batch,), device=device)
 

@@ -45,7 +45,7 @@ def stream(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*key))
 
 
-Streams = torch.Generator | Sequence[torch.Generator]  # several lie side by side: each draws for as many rows of a batch, in turn
+Streams = torch.Generator | Sequence[torch.Generator]  # several: each draws for as many rows of a batch, which lie end to end
 
 
 def drawn(draw: Callable[[int, torch.Generator], Tensor], rows: int, streams: Streams) -> Tensor:
@@ -86,7 +86,7 @@ def resolve(runtime: RuntimeConfig) -> RuntimeConfig:
     training = ("fp32" if cpu else "bf16") if runtime.train_precision == "auto" else runtime.train_precision
     if cpu and training == "tf32":
         raise ConfigError("train_precision is tf32 on a CPU; allowed are fp32 and bf16")
-    compiled = cpu and precision == "fp32" and runtime.compile == "on"  # lays weights out anew for each convolution
+    compiled = cpu and precision == "fp32" and runtime.compile == "on"  # which is faster with the other layout
     layout = "contiguous" if compiled else "channels_last"
     if cpu and precision in ("fp16", "tf32"):
         raise ConfigError(f"precision is {precision} on a CPU; allowed are fp32 and bf16")
@@ -286,9 +286,18 @@ def in_training(runtime: RuntimeConfig) -> contextlib.AbstractContextManager[Any
     return torch.autocast(device_of(runtime).type, dtype=HALVES[runtime.train_precision])
 
 
-def trainable(model: nn.Module, device: torch.device) -> nn.Module:
-    """A network on its device in the layout that is fast."""
-    return model.to(device).to(memory_format=torch.channels_last)
+def training_layout(device: torch.device, size: int) -> torch.memory_format:
+    """The layout in which networks for images of `size` pixels per side are trained fastest.
+
+    Large images on a CPU have the other one: torch's BatchNorm adds up channels-last numbers one by one there, so that variances are
+    0.02 % too small for 50 images of 32 pixels, and 0.3 % for 64 of 112.
+    """
+    return torch.channels_last if device.type == "cuda" or size <= 64 else torch.contiguous_format
+
+
+def trainable(model: nn.Module, device: torch.device, size: int) -> nn.Module:
+    """A network for images of `size` pixels per side on its device, in the `training_layout`."""
+    return model.to(device).to(memory_format=training_layout(device, size))
 
 
 def given_to(images: Tensor, runtime: RuntimeConfig) -> Tensor:

@@ -28,7 +28,7 @@ from delt.team import Given, Team
 
 TEST_BATCH = 500
 GPU_TEST_BATCH = 2000
-LOOK = 1.0  # seconds in which the losses of a GPU are not read, since it would be waited for
+LOOK = 1.0  # seconds of passes whose losses are not read from a GPU, since it would be waited for
 
 
 def fit(
@@ -64,12 +64,14 @@ def fit(
 
     Raises:
         Stopped: `batches` raised it; a checkpoint is written.
-        DeltError: a loss or gradient is not finite; names epoch, step and the parameter. Nothing is stepped from there on,
-            and the checkpoint before stands. A GPU is asked at checkpoints, with what `after` returns, and once a second.
+        DeltError: a loss or gradient is not finite; names epoch, step and the parameter. That step is not taken, and the
+            checkpoint before stands. A GPU is asked at checkpoints, with what `after` returns, and after passes, at most once a
+            second; until then it goes on.
     """
     team, device = team or Team(), next(model.parameters()).device
     step = Step(model, optimizer, loss, Replay(graphs and team.world is None), team)
-    book = Book(Keeper(model, optimizer, slots, every, team.leads), step, device)
+    seldom = device.type != "cpu" and team.world is None  # ranks look at the same steps
+    book = Book(Keeper(model, optimizer, slots, every, team.leads), step, seldom)
     random = draws(model)
     for epoch in range(len(book.records), epochs):
         with seeded(device, seed, "fit", epoch) if random else nullcontext(_nothing) as again:
@@ -104,8 +106,8 @@ class Book:
     A loss is looked at before it is kept. A CPU's are looked at after each step, a GPU's seldom, since it would be waited for.
     """
 
-    def __init__(self, keeper: Keeper, step: Step, device: torch.device) -> None:
-        self.keeper, self.step, self.seldom = keeper, step, device.type != "cpu"
+    def __init__(self, keeper: Keeper, step: Step, seldom: bool) -> None:
+        self.keeper, self.step, self.seldom = keeper, step, seldom
         self.records, losses = keeper.resume()
         self.passes = [Pass(len(self.records), losses)]  # that have no record yet: the last is in work
         self.looked = time.monotonic()
@@ -142,7 +144,7 @@ class Book:
             bad = one.check()
             if bad is not None:
                 raise DeltError(
-                    f"training stopped: {self.step.culprit()} is not finite at step {bad} of epoch {one.number}; nothing was stepped, "
+                    f"training stopped: {self.step.culprit()} is not finite at step {bad} of epoch {one.number}; that step was not taken, "
                     "and the checkpoint before it stands: lower the learning rate"
                 )
         self.records.extend(one.record() for one in self.passes[:-1])

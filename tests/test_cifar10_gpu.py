@@ -43,7 +43,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(command: Any) -> None:
+def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar10_gpu, "fill", lambda *given: None)  # as if the time had ended here
         begun = command("--choose", "--minutes", "5")
@@ -65,6 +65,29 @@ def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(co
     assert {row["teacher"] for row in done["rows"] if not row["held_out"]} == {chosen["teacher"]}
     assert all(len(row["last"]) == 2 for row in done["rows"] if not row["held_out"])
     assert command("--choose", "--minutes", "5")["rows"] == done["rows"]
+    assert {row["form"] for row in done["rows"] if row["recipe"] == "common" and not row["held_out"]} == {chosen["form"]}
+    monkeypatch.setattr(cifar10_gpu, "HELD_OUT", 20)
+    with pytest.raises(SystemExit, match="of another run .images, held_out differ.: choose another --state"):
+        command("--choose", "--minutes", "5")
+
+
+def test_a_choice_that_was_left_half_way_is_made_later(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was trained before it stays apart from what is trained after it."""
+    synthetic = cifar10_gpu.Bench.synthetic
+
+    def failing(self: Any, method: str, ipc: int, teacher: str = cifar10_gpu.LONG, precision: str = "") -> None:
+        if (method, teacher) != ("delt", cifar10_gpu.LONG):
+            raise RuntimeError("no memory")
+        synthetic(self, method, ipc, teacher, precision)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cifar10_gpu.Bench, "synthetic", failing)
+        begun = command("--choose", "--minutes", "5")
+    assert "chosen" not in begun and sum(row["held_out"] for row in begun["rows"]) == 3
+    assert {row["form"] for row in begun["rows"]} == {""}
+    monkeypatch.setattr(cifar10_gpu, "fill", lambda bench, *given: bench.train(cifar10_gpu.Row("delt", 3, "common", seeds=1)))
+    done = command("--choose", "--minutes", "5")
+    assert done["chosen"] and sum(row["held_out"] for row in done["rows"]) == 6
 
 
 def test_without_time_everything_is_named(command: Any) -> None:

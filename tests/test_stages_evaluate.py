@@ -167,7 +167,8 @@ def test_labels_are_asked_of_copies(voters: str, teacher: Teacher):
 def test_labels_are_asked_in_sixteen_bits_on_a_gpu_that_trains_in_them(teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
     """As near to the teacher's as products in TF32 are; the teacher itself stays as it was."""
     recipe, soft, gpu = recipe_of("common"), SoftLabels(teacher, "common"), torch.device("cuda")
-    half = replace(RUNTIME, train_precision="bf16")
+    half = replace(RUNTIME, train_precision="bf16", precision="fp16")
+    assert not stage._quickly(recipe, replace(half, precision="fp32"), gpu)  # what fp16 cannot hold is asked for so
     assert stage._quickly(recipe, half, gpu) and not stage._quickly(recipe, half, CPU) and not stage._quickly(recipe, RUNTIME, gpu)
     assert not stage._quickly(replace(recipe, label_statistics="batch"), half, gpu)
     monkeypatch.setattr(stage, "_quickly", lambda *given: True)

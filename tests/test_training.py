@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_and_is_not_saved(bad: float, tmp_path: P
     def loss(images: Tensor, labels: Tensor, more: Tensor) -> Tensor:
         return loss_of(model)(images, labels) + more
 
-    with pytest.raises(DeltError, match="the loss is not finite at step 1 of epoch 2; nothing was stepped.*lower the learning rate"):
+    with pytest.raises(DeltError, match="the loss is not finite at step 1 of epoch 2; that step was not taken.*lower the learning rate"):
         fit(model, OPTIMIZERS["sgd"](model), 5, spoiled, loss, rate, STEPS, slots=slots, every=-1.0)
     saved: Any = slots.load()
     assert [record["epoch"] for record in saved[1]["history"]] == [0, 1] and len(saved[0]["losses"]) == 1
@@ -231,8 +231,8 @@ class Seldom(training.Book):
 
     looks = 0
 
-    def __init__(self, keeper: training.Keeper, step: Step, device: torch.device) -> None:
-        super().__init__(keeper, step, torch.device("cuda"))
+    def __init__(self, keeper: training.Keeper, step: Step, seldom: bool) -> None:
+        super().__init__(keeper, step, True)
 
     def look(self) -> None:
         Seldom.looks += 1
@@ -274,7 +274,7 @@ def test_a_loss_that_is_no_number_is_found_at_the_next_look(tmp_path: Path, monk
             if (epoch, step) == (4, 2):
                 raise Stopped
 
-    with pytest.raises(DeltError, match="not finite at step 1 of epoch 2; nothing was stepped"):
+    with pytest.raises(DeltError, match="not finite at step 1 of epoch 2; that step was not taken"):
         fit(
             model, OPTIMIZERS["sgd"](model), 9, spoiled, lambda a, b, more: loss_of(model)(a, b) + more, rate, STEPS, slots=slots, every=1e6
         )

@@ -30,7 +30,7 @@ def trained(make: Any, graphs: bool, precision: str = "fp32") -> tuple[list[Tens
     runtime = resolve(RuntimeConfig(device="cuda", precision="fp32", train_precision=precision))
     with seeded(torch.device("cpu"), "network"):
         layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(512, 4))
-        model = trainable(nn.Sequential(*layers), CUDA)
+        model = trainable(nn.Sequential(*layers), CUDA, 8)
 
     def batches(epoch: int) -> Iterator[Given]:
         for step in range(6):

@@ -79,7 +79,7 @@ class Views:
     batch: int
     key: tuple[object, ...]  # of the random streams
     period: int | None = None  # passes after which the views repeat (stored labels)
-    made: Made = field(default_factory=Made, compare=False, repr=False)
+    made: Made = field(default_factory=Made, init=False, compare=False, repr=False)
 
     def steps(self, images: Images) -> int:
         """Batches in a pass; the last, smaller one counts."""

@@ -38,10 +38,7 @@ def mean_and_variance(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     if x.is_cuda or torch.compiler.is_compiling():
         var, mean = torch.var_mean(parts, dim=(0, 3, 4), correction=0)
         return mean, var
-    # On a CPU torch's var takes as long as a convolution: 5 to 30 times what follows (benchmarks/LOG.md).
-    if groups == 1 and _channels_last(wide):
-        mean, var = torch.batch_norm_update_stats(wide, None, None, 0.0)
-        return mean[None], var[None]
+    # On a CPU torch's var takes as long as a convolution, five times what follows (benchmarks/LOG.md).
     count = wide.numel() // (groups * wide.shape[1])
     mean = parts.sum((0, 3, 4)) / count
     off = parts - mean[:, :, None, None]

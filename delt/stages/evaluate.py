@@ -29,7 +29,20 @@ from delt.models.fused import fuse
 from delt.models.statistics import FrozenNorm
 from delt.models.zoo import SMALL, build, named
 from delt.recipes import Recipe, recipe_of
-from delt.runtime import HALVES, Emit, for_training, free_memory, given_to, in_training, lowered, resolve, seed_of, settings, trainable
+from delt.runtime import (
+    HALVES,
+    Emit,
+    for_training,
+    free_memory,
+    given_to,
+    in_training,
+    lowered,
+    resolve,
+    seed_of,
+    settings,
+    trainable,
+    training_layout,
+)
 from delt.storage import Slots
 from delt.team import Team
 from delt.training import Given, accuracy, adamw, draws, fit, sgd
@@ -168,7 +181,8 @@ def _with_shared_teachers(tasks: list[StudentTask], device: torch.device) -> lis
         if _asks(task) and _quickly(task.recipe, task.job.runtime, device) and key(task) not in made:
             found = made[key(task)] = asked(task.soft, task.recipe, task.job.runtime, device)
             card = found.teacher.card
-            found.online(torch.zeros(2, card.channels, card.size, card.size, device=device), task.recipe)
+            with settings(for_training(task.job.runtime)):  # kernels go to the device that is the current one there
+                found.online(torch.zeros(2, card.channels, card.size, card.size, device=device), task.recipe)
     return [replace(task, soft=made.get(key(task), task.soft)) for task in tasks]
 
 
@@ -221,7 +235,7 @@ def train_student(task: StudentTask, emit: Emit) -> Score:
 def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
     card, recipe, score, device = task.soft.teacher.card, task.recipe, task.score, task.job.device
     init = seed_of(score.seed, "student", task.arch) % 2**31  # paired: the same start for every set
-    model = trainable(build(task.arch, len(card.classes), card.channels, card.size, task.width, init), device)
+    model = trainable(build(task.arch, len(card.classes), card.channels, card.size, task.width, init), device, card.size)
     team = Team(task.job.world)
     model = team.synced(model, device)
     student = Student(task, model, device, emit, team)
@@ -288,7 +302,7 @@ class Student:
     def loss_of(self, images: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
         recipe, runtime = self.task.recipe, self.task.job.runtime
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=training_layout(self.device, images.shape[-1]))
         with in_training(runtime):
             if recipe.double_forward:
                 with torch.no_grad():
@@ -296,7 +310,7 @@ class Student:
             logits = self.logits(images)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.task.score.labels == "soft":
-            target = (more[0] if more else self.soft.online(images, recipe)).to(logits.dtype)  # labels are not rounded to 16 bits
+            target = (more[0] if more else self.soft.online(images, recipe)).to(logits.dtype)  # labels of 32 bits stay so
             if recipe.loss == "mse+ce":
                 return F.mse_loss(logits, target) + recipe.ce_weight * F.cross_entropy(logits, labels)
             return soft_loss(logits, target, recipe.temperature, recipe.squared_temperature)
@@ -317,7 +331,7 @@ class Student:
 class Quick(nn.Module):
     """A frozen network that takes and gives 32 bits, and computes in 16 in few passes: what labels cost beside a student's step.
 
-    fp16, whose products are as exact as those of TF32.
+    fp16, whose numbers have as many digits as the factors of TF32's products, and a smaller range.
     """
 
     def __init__(self, model: nn.Module, runtime: RuntimeConfig) -> None:
@@ -341,7 +355,7 @@ def asked(soft: SoftLabels, recipe: Recipe, runtime: RuntimeConfig, device: torc
     """
     if isinstance(soft.teacher.model, Quick):
         return soft
-    networks = [trainable(copy.deepcopy(teacher.model), device) for teacher in soft.voters(recipe)]
+    networks = [trainable(copy.deepcopy(teacher.model), device, teacher.card.size) for teacher in soft.voters(recipe)]
     if _quickly(recipe, runtime, device):
         networks = [Quick(network, runtime) for network in networks]
     first, *others = [replace(teacher, model=model) for teacher, model in zip(soft.voters(recipe), networks, strict=True)]
@@ -349,8 +363,9 @@ def asked(soft: SoftLabels, recipe: Recipe, runtime: RuntimeConfig, device: torc
 
 
 def _quickly(recipe: Recipe, runtime: RuntimeConfig, device: torch.device) -> bool:
-    """Whether labels are computed on a GPU, in 16 bits as the training is, by layers that remember their statistics."""
-    return device.type != "cpu" and runtime.train_precision in HALVES and recipe.label_statistics == "remembered"
+    """Whether labels are computed on a GPU in fp16, as recover asks the teacher, by layers that remember their statistics."""
+    exact = runtime.precision != "fp16" or runtime.train_precision not in HALVES
+    return device.type != "cpu" and not exact and recipe.label_statistics == "remembered"
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:

@@ -126,7 +126,7 @@ def _trained(real: RealSet, config: TeacherConfig, job: Job) -> Teacher:
     info = real.info
     model, team = build(config.arch, len(info.classes), info.channels, info.size, config.width, config.seed), Team(job.world)
     _require_batchnorm(model, config.arch)
-    model = team.synced(trainable(model, job.device), job.device)
+    model = team.synced(trainable(model, job.device, info.size), job.device)
     network, emit = team.network(model, job.device), team.calm(job.emit)
     batch = safe_batch(len(real.train), config.batch)
     steps = -(-len(real.train) // batch)
