@@ -33,16 +33,15 @@ Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, varian
 
 def mean_and_variance(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per group and channel of x [N,C,H,W]: two of [G,C]."""
-    wide = x if x.dtype == torch.float64 else x.float()  # statistics need 32 bits, whatever the layers run in
-    parts = wide.unflatten(0, (-1, groups))
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # statistics need 32 bits, whatever the layers run in
+    parts, others = x.unflatten(0, (-1, groups)), (0, 3, 4)
     if x.is_cuda or torch.compiler.is_compiling():
-        var, mean = torch.var_mean(parts, dim=(0, 3, 4), correction=0)
+        var, mean = torch.var_mean(parts.to(wide), dim=others, correction=0)
         return mean, var
     # On a CPU torch's var takes as long as a convolution, five times what follows (benchmarks/LOG.md).
-    count = wide.numel() // (groups * wide.shape[1])
-    mean = parts.sum((0, 3, 4)) / count
-    off = parts - mean[:, :, None, None]
-    return mean, off.square_().sum((0, 3, 4)) / count
+    mean = parts.mean(others, dtype=wide)
+    off = F.mse_loss(parts, mean[:, :, None, None].expand_as(parts), reduction="none")
+    return mean, off.mean(others)
 
 
 def _channels_last(x: Tensor) -> bool:
