@@ -69,7 +69,6 @@ class Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
-        ctx.groups = groups
         return mean_and_variance(x, groups)
 
     @staticmethod
@@ -112,7 +111,7 @@ class Watched(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenNorm, groups: int, other: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.groups, ctx.relu, ctx.added = groups, relu, other is not None
+        ctx.relu, ctx.added = relu, other is not None
         if kernels_suit(x):
             from delt.models import kernels
 
@@ -163,10 +162,6 @@ class FrozenNorm(nn.BatchNorm2d):
         """Summand per channel [C]."""
         assert self.running_mean is not None
         return (0 if self.bias is None else self.bias) - self.running_mean * self.scale
-
-    def prepare(self) -> None:
-        """Compute factors and summands now, not with the first images."""
-        _ = self.scale, self.shift
 
     def plain(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
         """The layer in torch's operators, plus `other`, cut at zero where `relu` is set."""

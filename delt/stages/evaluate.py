@@ -26,7 +26,6 @@ from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
 from delt.job import Job
 from delt.models.fused import fuse
-from delt.models.statistics import FrozenNorm
 from delt.models.zoo import SMALL, build, named
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import (
@@ -170,7 +169,7 @@ def _with_shared_teachers(tasks: list[StudentTask], device: torch.device) -> lis
     """The students, with `Quick` networks to ask, which threads can share.
 
     They are made before there are threads, since torch.fx follows every network that runs meanwhile, and asked once, since that
-    compiles their kernels.
+    compiles their kernels and leaves what their layers keep: threads change nothing in them.
     """
     made: dict[tuple[object, ...], SoftLabels] = {}
 
@@ -338,9 +337,6 @@ class Quick(nn.Module):
         super().__init__()
         self.runtime = replace(runtime, precision="fp16", memory_format="channels_last")
         self.network = fuse(lowered(model, self.runtime))
-        for layer in self.network.modules():
-            if isinstance(layer, FrozenNorm):
-                layer.prepare()  # threads that share the network change nothing in it
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N,K] of normalised images [N,C,H,W]."""
@@ -364,8 +360,8 @@ def asked(soft: SoftLabels, recipe: Recipe, runtime: RuntimeConfig, device: torc
 
 def _quickly(recipe: Recipe, runtime: RuntimeConfig, device: torch.device) -> bool:
     """Whether labels are computed on a GPU in fp16, as recover asks the teacher, by layers that remember their statistics."""
-    exact = runtime.precision != "fp16" or runtime.train_precision not in HALVES
-    return device.type != "cpu" and not exact and recipe.label_statistics == "remembered"
+    half = runtime.precision == "fp16" and runtime.train_precision in HALVES
+    return device.type != "cpu" and half and recipe.label_statistics == "remembered"
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float, squared: bool = False) -> Tensor:
