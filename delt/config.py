@@ -96,6 +96,12 @@ class DataConfig(Section):
     download: bool = option(True, "download where the data set allows it and the files are missing")
     val_fraction: float = option(0.2, "share held out for testing where a folder has no val/ or test/", low=0.01, high=0.9)
     classes: tuple[str, ...] = option((), "only these classes of the data set, in this order (default: all)")
+    hold_out: float = option(
+        0.0,
+        "share of each class's training images to test on instead of the test images, which are not touched: to choose settings by",
+        low=0,
+        high=0.9,
+    )
     on_bad_image: str = option(
         "fail",
         "fail: a file that is no usable image ends the run; skip: the set goes on without it, as if it were not there",

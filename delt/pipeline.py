@@ -24,6 +24,7 @@ from delt import storage
 from delt.analysis.diversity import diversity, extractor_of, same_number
 from delt.analysis.space import Shape, needed, rooms
 from delt.analysis.speed import groups_of, stand_ins
+from delt.analysis.table import where_tested
 from delt.artifacts import cache
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import Patches, Ranking
@@ -270,12 +271,14 @@ class Pipeline:
                     teacher, how[name] = self.squeezed(config, places[name], replace(job, work=job.work and job.work / name))
                     path = teacher.save(self.folder.path / "teachers", name)
                     files += [path, path.with_suffix(".json")]
-        teachers = teachers_in(self.folder.path, self.config)
+        teachers, tested = teachers_in(self.folder.path, self.config), where_tested([self.config.data.hold_out])
         for (name, config), teacher in zip(wanted.items(), teachers, strict=True):
             card = teacher.card
             width = f" of width {card.width}" if card.width else ""
-            self.emit({"message": f"teacher: {card.arch}{width} ({how[name]}), {card.accuracy:.2f} % on the test images of {card.dataset}"})
+            self.emit({"message": f"teacher: {card.arch}{width} ({how[name]}), {card.accuracy:.2f} % on {tested} of {card.dataset}"})
             check_strength(card, self.real, config)
+            if self.config.data.hold_out and config.weights != "train":
+                self.emit({"message": f"warning: {config.weights} may have been trained on the images that are held out"})
         return teachers
 
     def cache_key(self, config: TeacherConfig) -> str:
@@ -479,10 +482,11 @@ class Pipeline:
         return {name: value for name, value in flatten(self.config).items() if name in names or name.startswith(prefix)}
 
     def squeeze_keys(self) -> Keys:
-        keys = self.keys("dataset", "data_size", "data_val_fraction", "data_classes", prefix="teacher_")
+        keys = self.keys("dataset", "data_size", "data_val_fraction", "data_classes", "data_hold_out", prefix="teacher_")
         del keys["teacher_min_accuracy"]  # judges the teacher, does not change it
-        if not keys["data_classes"]:
-            del keys["data_classes"]  # all of them: what teachers were made for before there was a choice
+        for name in ("data_classes", "data_hold_out"):
+            if not keys[name]:
+                del keys[name]  # all of them, none: what teachers were made for before there was a choice
         return keys | {"data_fingerprint": self.real.fingerprint}
 
     def rank_keys(self, teacher: Teacher) -> Keys:

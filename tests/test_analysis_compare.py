@@ -307,6 +307,7 @@ def test_a_part_of_the_classes_and_another_size_are_in_the_data_sets_name():
 
     assert data() == {"cifar10"} and data(data_classes="cat,dog,frog") == {"cifar10, 3 classes"}
     assert data(data_classes="cat,dog", data_size=16) == {"cifar10, 2 classes at 16 px"}
+    assert data(data_hold_out=0.1) == {"cifar10, 10 % held out"}
 
 
 def test_differences_under_several_protocols_name_them():

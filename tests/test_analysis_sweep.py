@@ -35,7 +35,8 @@ def test_measured_takes_the_own_recipe_of_the_first_architecture():
     found = measured("a", {"ipc": 5}, config, scores, {"delt": {"mean": 0.8}, "real": {}}, classes=10, seconds=3.0)
     assert found.accuracy == {("delt", "soft"): Accuracy((90.0, 91.0), (0, 1)), ("random", "soft"): Accuracy((70.0,), (0,))}
     assert (found.student, found.epochs, found.state, found.method) == ("convnet3", 30, "done", "delt")
-    assert found.cosine == {"delt": 0.8}
+    assert found.cosine == {"delt": 0.8} and found.hold_out == 0
+    assert measured("a", {}, configure("digits", data_hold_out=0.1), scores, {}, classes=10, seconds=3.0).hold_out == 0.1
     assert found.work == 10 * sum([400, 320, 240, 160, 80]) and found.saved == pytest.approx(0.4)
 
 
@@ -135,3 +136,5 @@ def test_the_table_lines_up():
         assert all(line[place - 1] == " " and line[place : place + 1].strip() for line in body)
     assert body[0].split() == ["2", "done", "82.00", "±", "2.83", "70.50", "±", "0.71", "-", "2", "0.800", "1,000", "25.00%", "12"]
     assert body[1].split() == ["10", "failed", *"--------"]
+    assert "top-1 in % on real test images after" in table(rows)
+    assert "top-1 in % on held-out training images (10 %) after" in table([replace(one, hold_out=0.1) for one in rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from delt.analysis.table import aligned, schedule_of
+from delt.analysis.table import aligned, schedule_of, where_tested
 from delt.methods import configure
 
 
@@ -10,6 +10,11 @@ def test_schedule_of_what_is_not_optimised():
     config = configure("digits", ipc=5, method="random")
     assert schedule_of(config).image_iterations == 0
     assert schedule_of(configure("digits", ipc=5)).image_iterations == sum([400, 320, 240, 160, 80])
+
+
+def test_what_was_tested_on_is_said_in_words():
+    assert where_tested([]) == where_tested([0.0, 0.0]) == "real test images"
+    assert where_tested([0.1, 0.0]) == "real test images or held-out training images (10 %)"
 
 
 def test_columns_stand_under_their_heads_between_rules():

@@ -178,7 +178,7 @@ def test_every_shipped_sweep_has_a_smoke_twin():
         assert set(smoke.points[0].parameters) == set(swept.points[0].parameters)
 
 
-@pytest.mark.parametrize("name", ["earlylate", "fidelity", "groups", "init", "iterations"])
+@pytest.mark.parametrize("name", ["earlylate", "fidelity", "groups", "init", "iterations", "weights"])
 def test_what_an_ablation_varies_is_all_that_differs(name):
     sweep = load_sweep(SHIPPED[0].with_name(f"{name}.yaml"))
     flats = [flatten(point.config) for point in sweep.points]

@@ -207,6 +207,39 @@ def test_a_folder_without_a_test_part_is_split_by_class(tmp_path):
     assert again.fingerprint == real.fingerprint
 
 
+def pixels_of(images):
+    return {image.numpy().tobytes() for image in images.fetch(torch.arange(len(images)))}
+
+
+def test_a_part_of_the_training_images_is_held_out_and_the_test_images_are_not_touched(tmp_path):
+    folder(tmp_path / "own", {"a": 10, "b": 20}, "train")
+    folder(tmp_path / "own", {"a": 3, "b": 3}, "val")
+    name = f"folder:{tmp_path / 'own'}"
+    whole, held = (open_set(name, DataConfig(hold_out=share), CPU) for share in (0.0, 0.3))
+    assert class_counts(held.train, 2) == [7, 14] and class_counts(held.test, 2) == [3, 6]
+    assert pixels_of(held.train) | pixels_of(held.test) == pixels_of(whole.train) and not pixels_of(held.train) & pixels_of(held.test)
+    assert held.fingerprint != whole.fingerprint and held.info.mean != whole.info.mean, "nor does the normalisation see them"
+    shutil.rmtree(tmp_path / "own" / "val" / "a")
+    draw(tmp_path / "own" / "val" / "a" / "000.png", seed=99)
+    assert open_set(name, DataConfig(hold_out=0.3), CPU).fingerprint == held.fingerprint, "whatever the test images are"
+
+
+def test_held_out_images_of_a_folder_that_has_to_be_split_are_others_than_its_test_images(tmp_path):
+    folder(tmp_path, {"a": 20, "b": 20})
+    whole, held = (open_set(f"folder:{tmp_path}", DataConfig(val_fraction=0.5, hold_out=share), CPU) for share in (0.0, 0.5))
+    assert class_counts(held.train, 2) == class_counts(held.test, 2) == [5, 5]
+    assert pixels_of(held.train) | pixels_of(held.test) == pixels_of(whole.train)
+
+
+def test_digits_that_are_held_out_are_a_class_s_own_whatever_classes_there_are():
+    whole, held = (open_set("digits", DataConfig(hold_out=share), CPU) for share in (0.0, 0.2))
+    some = open_set("digits", DataConfig(hold_out=0.2, classes=("7", "3")), CPU)
+    assert len(held.train) + len(held.test) == len(whole.train)
+    for digit, count, left in zip(range(10), class_counts(held.test, 10), class_counts(held.train, 10), strict=True):
+        assert count == round(0.2 * (count + left)), digit
+    assert torch.equal(some.test.pixels[some.test.labels == 0], held.test.pixels[held.test.labels == 7])
+
+
 def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     folder(tmp_path / "one", {"a": 4, "b": 4})
     shutil.copytree(tmp_path / "one", tmp_path / "two")
@@ -336,7 +369,7 @@ def test_a_class_that_loses_all_its_images_is_named(tmp_path, memory):
     with pytest.raises(DataError, match=r"all 2 images of class 'cat' in .* are bad, first cat/000.png: the file is empty; add good ones"):
         open_set(f"folder:{tmp_path}", chosen, CPU)
     draw(tmp_path / "cat" / "new.png", 1)
-    with pytest.raises(DataError, match="class 'cat' in .* has 1 image; a test part needs at least 2"):
+    with pytest.raises(DataError, match="class 'cat' in .* has 1 image to train on; a part to test on needs 2"):
         open_set(f"folder:{tmp_path}", chosen, CPU)
 
 
@@ -520,3 +553,5 @@ def test_images_are_counted_before_a_set_is_opened(tmp_path):
     folder(tmp_path / "b", {"cat": 3, "dog": 2}, "train")
     folder(tmp_path / "b", {"cat": 1, "dog": 1}, "test")
     assert count_images(f"folder:{tmp_path / 'b'}", DataConfig()) == (5, 2)
+    assert count_images("cifar10", DataConfig(hold_out=0.1)) == (45_000, 5_000)
+    assert count_images(f"folder:{tmp_path / 'b'}", DataConfig(hold_out=0.5)) == (2, 3)

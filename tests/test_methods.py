@@ -69,6 +69,7 @@ def test_every_combination_is_valid(dataset, method, preset):
         ({"ipc": "five"}, "ipc is 'five'"),
         ({"data_classes": ["1"]}, "data_classes is 1; allowed are two classes or more"),
         ({"dataset": "cifar10", "data_classes": "cat,hors"}, "unknown class of cifar10 'hors': did you mean 'horse'"),
+        ({"data_hold_out": 0.95}, "hold_out is 0.95; allowed is between 0 and 0.9"),
         ({"rank_folder": "/images"}, "rank_folder is for rank_keep given, and it is medium: leave it out, or choose method given"),
         ({"method": "given", "iterations": 10}, "method given means 0"),
         ({"method": "given", "rank_keep": "random"}, "method given means 'given'"),

@@ -23,6 +23,7 @@ from delt.artifacts.folder import RunFolder
 from delt.artifacts.teacher import Teacher
 from delt.errors import DataError, DeltError, IntegrityError, RunError, Stopped, TeacherError
 from delt.pipeline import STAGES, Stopwatch
+from delt.results import compare, load_all
 from delt.storage import sha256_file
 
 
@@ -581,6 +582,23 @@ def test_a_run_on_some_of_the_classes(started, tmp_path):
     with pytest.raises(RunError, match="squeeze of another configuration"):
         delt.run(tiny(teacher_epochs=8), tmp_path / "run", listener=quiet)
     assert delt.verify(done.path) == []
+
+
+def test_a_run_that_is_tested_on_images_held_out_of_the_training_set(started, tmp_path):
+    said = []
+    config = tiny(data_hold_out=0.2, teacher_epochs=8, teacher_min_accuracy=0)
+    done = delt.run(config, tmp_path / "run", listener=said.append)
+    assert any("% on held-out training images (20 %) of digits" in event.get("message", "") for event in said)
+    assert "delt on digits, 20 % held out, 2 images" in done.describe() and "top-1 in % on held-out training images (20 %)" in done.table()
+    records = [RunFolder(run.path).records()["squeeze"]["keys"] for run in (done, started)]
+    assert records[0]["data_hold_out"] == 0.2 and "data_hold_out" not in records[1]  # older runs go on
+    with pytest.raises(RunError, match=r"data_hold_out: was 0\.2, now 0\.3"):
+        delt.run(replace(config, data=replace(config.data, hold_out=0.3)), tmp_path / "run", listener=quiet)
+    with pytest.raises(DataError, match="only runs of one data set can be compared"):
+        compare(load_all([done.path, started.path]))
+    weights = str(done.path / "teachers" / "teacher.safetensors")
+    delt.run(tiny(data_hold_out=0.2, teacher_weights=weights), tmp_path / "loaded", until="squeeze", listener=said.append)
+    assert any("may have been trained on the images that are held out" in event.get("message", "") for event in said)
 
 
 def test_some_classes_of_a_folder_of_ones_own_from_images_to_scores(tmp_path):

@@ -150,9 +150,7 @@ def test_a_weak_teacher_is_refused_unless_asked_for(digits: RealSet, teacher: Te
     model = build("convnet3", 10, 1, 8, 8, 5)
     torch.save(model.state_dict(), tmp_path / "fresh.pth")
     config = replace(QUICK, weights=str(tmp_path / "fresh.pth"))
-    with pytest.raises(
-        TeacherError, match=r"reaches \d+\.\d\d % on the test images of digits and the floor is 90 %: .*teacher_min_accuracy"
-    ):
+    with pytest.raises(TeacherError, match=r"reaches \d+\.\d\d % on real images of digits and the floor is 90 %: .*teacher_min_accuracy"):
         squeeze(digits, config, Job(runtime=RUNTIME))
     assert squeeze(digits, replace(config, min_accuracy=0.0), Job(runtime=RUNTIME)).card.accuracy < 50
     with pytest.raises(TeacherError, match="the floor is 99.9 %"):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from delt import storage
 from delt.analysis.accuracy import KINDS, Accuracy, paired
 from delt.analysis.published import Published, distinct, published
-from delt.analysis.table import aligned, schedule_of
+from delt.analysis.table import aligned, schedule_of, where_tested
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
 from delt.config import RunConfig, flatten
@@ -54,6 +54,7 @@ class Entry:
     own: bool  # whether it is what the run was made for
     data: str  # data set
     fingerprint: str = ""  # of its images
+    hold_out: float = 0.0  # share of the training images that was tested on instead of the test images
     ipc: int | None = None  # images per class; None for all of them
     protocol: Protocol | None = None
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
@@ -96,7 +97,8 @@ def entries(
     measured, best = _by_protocol(students), _by_protocol(replace(row, last=row.best) for row in students)
     squeezed, compared = (records.get(own, {}).get(stage, {}).get("keys", {}) for stage in ("squeeze", "diversity"))
     config = configs[own]
-    about = {"run": run, "data": data_name(config), "fingerprint": squeezed.get("data_fingerprint", ""), "machine": machine}
+    about: dict[str, Any] = {"run": run, "data": data_name(config), "hold_out": config.data.hold_out, "machine": machine}
+    about |= {"fingerprint": squeezed.get("data_fingerprint", "")}
     found = []
     for name, made_by in configs.items():
         entry = Entry(set=name, own=name == own, ipc=made_by.ipc, **about, **_cost(made_by, records.get(name, {}), classes))
@@ -109,10 +111,11 @@ def entries(
 
 
 def data_name(config: RunConfig) -> str:
-    """The data set of a run in words, with what was asked for besides: its classes are counted where they are not all, and its size."""
+    """The data set of a run in words, with what was asked for besides: classes, which are counted, size, and a part to test on."""
     part = f", {len(config.data.classes)} classes" if config.data.classes else ""
     size = f" at {config.data.size} px" if config.data.size else ""
-    return config.dataset + part + size
+    held = f", {100 * config.data.hold_out:.3g} % held out" if config.data.hold_out else ""
+    return config.dataset + part + size + held
 
 
 def _cost(config: RunConfig, records: Records, classes: int) -> dict[str, Any]:
@@ -296,9 +299,10 @@ def as_reported(entry: Entry) -> Accuracy | None:
 def table(found: Sequence[Entry]) -> str:
     """The entries as two plain tables, quality and cost, with what their columns mean and what cannot be compared below them."""
     robust, claimed = [robustness(found, entry) for entry in found], any(claims(entry) for entry in found)
+    images = where_tested(entry.hold_out for entry in found)
     quality = [
-        "soft, hard labels: top-1 in % on real test images after the last epoch, mean ± std over n students",
-        "best*: mean over the soft students' best epochs, chosen by the test set itself: to compare with published values chosen so",
+        f"soft, hard labels: top-1 in % on {images} after the last epoch, mean ± std over n students",
+        "best*: mean over the soft students' best epochs, chosen by these images themselves: to compare with published values chosen so",
     ]
     if any(entry.cosine is not None for entry in found):
         quality.append("cosine: intra-class, lower is more diverse")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from delt.analysis.accuracy import KINDS, Accuracy, Difference, difference
-from delt.analysis.table import aligned, schedule_of
+from delt.analysis.table import aligned, schedule_of, where_tested
 from delt.artifacts.scores import Score, Scores
 from delt.config import RunConfig
 
@@ -32,6 +32,7 @@ class PointRow:
     saved: float | None = None  # share of the work that EarlyLate leaves out
     student: str = ""
     epochs: int = 0
+    hold_out: float = 0.0  # share of the training images that students were tested on, instead of the test images
     accuracy: Mapping[tuple[str, str], Accuracy] = field(default_factory=dict)
     cosine: Mapping[str, float] = field(default_factory=dict)
 
@@ -87,6 +88,7 @@ def measured(
         saved=schedule.saved if schedule.iterations else None,
         student=first.arch if first else "",
         epochs=first.epochs if first else 0,
+        hold_out=config.data.hold_out,
         accuracy=_by_set(rows),
         cosine={name: values["mean"] for name, values in diversity.items() if "mean" in values},
     )
@@ -175,9 +177,10 @@ def table(rows: Sequence[PointRow]) -> str:
     heads = [head for head in heads if head not in shared]
     cells = [[_cell(head, line.get(head)) for head in heads] for line in lines]
     same = "; ".join(f"{head} {_cell(head, lines[0].get(head))}" for head in shared)
+    images = where_tested(row.hold_out for row in rows if row.state == "done")
     notes = [
         *([f"the same at every point: {same}"] if shared else []),
-        "soft, hard: top-1 in % on real test images after the last epoch, mean ± std over n students; own: the point's own set",
+        f"soft, hard: top-1 in % on {images} after the last epoch, mean ± std over n students; own: the point's own set",
         "cosine: intra-class, lower is more diverse; img-it: image-iterations of the synthesis, and the share saved",
     ]
     return aligned(heads, cells, notes)

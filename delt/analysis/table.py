@@ -15,6 +15,12 @@ def schedule_of(config: RunConfig) -> Schedule:
     return plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
 
 
+def where_tested(hold_outs: Iterable[float]) -> str:
+    """The images that accuracies were measured on, in words, from the `hold_out` of their runs."""
+    names = [f"held-out training images ({100 * share:.3g} %)" if share else "real test images" for share in sorted({*hold_outs})]
+    return " or ".join(names) or "real test images"
+
+
 def aligned(heads: Sequence[str], cells: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
     """A plain table: heads, a rule, the rows under them in columns, a rule, and notes."""
     lines = [[visible(cell) for cell in line] for line in (heads, *cells)]

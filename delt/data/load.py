@@ -1,7 +1,8 @@
 """Open a real data set by name: `open_set("digits", DataConfig(), device)` gives its images, labels and facts.
 
-Sets under 2 GiB become uint8 tensors on the device; larger ones stay files, each decoded once and kept on disk. A test
-part that has to be split off depends on the images alone, never on a run's seed, so every run of a set has the same.
+Sets under 2 GiB become uint8 tensors on the device; larger ones stay files, each decoded once and kept on disk. A part that
+has to be split off, since there is no test part or to choose settings by (`hold_out`), depends on the images alone, never on
+a run's seed, so every run of a set has the same.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     """A folder of image files, in the layout of ImageFolder or of Tiny-ImageNet."""
     found = _listed(spec, config)
     listing, skipped = without_bad(spec, config, found) if config.on_bad_image == "skip" else (found, ())
-    files = (listing.train, listing.test) if listing.test else split(listing, config.val_fraction)
+    files = _files(listing, config)
     channels, size = _image_shape(spec, config, listing.full(files[0]))
     train, test = (_streamed(listing, part, channels, size, device) for part in files)
     paths = [*train.paths, *test.paths]
@@ -88,6 +89,12 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     facts = _info(spec, listing.classes, channels, size, held[0])
     fingerprint = tensor_fingerprint(facts.classes, ((part.pixels, part.labels) for part in held))
     return RealSet(facts, *held, fingerprint, Notes(skipped, over_white(paths, train.workers)))
+
+
+def _files(listing: Listing, config: DataConfig) -> tuple[Files, Files]:
+    """The files to train on, and those to test on."""
+    train, test = (listing.train, listing.test) if listing.test else split(listing.train, config.val_fraction, listing)
+    return split(train, config.hold_out, listing) if config.hold_out else (train, test)
 
 
 def _streamed(listing: Listing, files: Files, channels: int, size: int, device: torch.device) -> StreamImages:
@@ -183,10 +190,11 @@ def count_images(name: str, config: DataConfig) -> tuple[int, int]:
     spec = spec_of(name)
     if spec.images is not None and spec.count:
         share = len(config.classes) / spec.count if config.classes else 1.0
-        return round(spec.images[0] * share), round(spec.images[1] * share)
-    listing = _listed(spec, config)
-    train, test = (listing.train, listing.test) if listing.test else split(listing, config.val_fraction)
-    return len(train), len(test)
+        train, test = (round(count * share) for count in spec.images)
+        held = round(train * config.hold_out)
+        return (train - held, held) if held else (train, test)
+    train, test = map(len, _files(_listed(spec, config), config))
+    return train, test
 
 
 def require_files(name: str, config: DataConfig) -> None:
@@ -287,17 +295,16 @@ def held_out(keys: Sequence[object], labels: Sequence[int], share: float) -> lis
     return marked
 
 
-def split(listing: Listing, share: float) -> tuple[Files, Files]:
-    """Split the files of a folder without a test part into training and test files, class by class.
+def split(files: Files, share: float, listing: Listing) -> tuple[Files, Files]:
+    """Split the training files of a listing into files to train and to test on, class by class.
 
     Raises:
         DataError: a class has fewer than two images.
     """
-    files = listing.train
     counts = torch.tensor(files.labels).bincount().tolist()
     if 1 in counts:
         name = listing.classes[counts.index(1)]
-        raise DataError(f"class {name!r} in {listing.root} has 1 image; a test part needs at least 2 of each class, or val/")
+        raise DataError(f"class {name!r} in {listing.root} has 1 image to train on; a part to test on needs 2 of each class at least")
     marked = held_out(files.paths, files.labels, share)
     train, test = ([i for i, mark in enumerate(marked) if mark == wanted] for wanted in (False, True))
     return _pick(files, train), _pick(files, test)
@@ -326,6 +333,9 @@ def _info(spec: DatasetSpec, classes: tuple[str, ...], channels: int, size: int,
 
 def _tensor_set(spec: DatasetSpec, train: Labelled, test: Labelled, config: DataConfig, device: torch.device) -> RealSet:
     classes, size = chosen(spec.name, spec.classes or (), config.classes), config.size or train[0].shape[-1]
+    if config.hold_out:  # before classes are chosen: a class keeps its images
+        marked = torch.tensor(held_out(range(len(train[1])), train[1].tolist(), config.hold_out))
+        train, test = ((train[0][rows], train[1][rows]) for rows in (~marked, marked))
     parts = [(resized(pixels, size), labels) for pixels, labels in (_selected(part, spec.classes or (), classes) for part in (train, test))]
     held = [TensorImages(pixels.to(device), labels) for pixels, labels in parts]
     facts = _info(spec, classes, train[0].shape[1], size, held[0])

@@ -97,7 +97,7 @@ def check_strength(card: TeacherCard, real: RealSet, config: TeacherConfig) -> N
     floor = real.info.floor if config.min_accuracy is None else config.min_accuracy
     if card.accuracy < floor:
         raise TeacherError(
-            f"the teacher {card.arch} reaches {card.accuracy:.2f} % on the test images of {real.info.name} and the floor is {floor:g} %: "
+            f"the teacher {card.arch} reaches {card.accuracy:.2f} % on real images of {real.info.name} and the floor is {floor:g} %: "
             "train it longer (teacher_epochs), check its class order, or lower teacher_min_accuracy to go on all the same"
         )
 
