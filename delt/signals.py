@@ -66,7 +66,7 @@ _held: Reins | None = None  # signals belong to the process, and so does this
 
 
 @contextlib.contextmanager
-def heeded(at_once: Callable[[], None] | None = None) -> Iterator[Reins]:
+def heeded(at_once: Callable[[], None] | None = None, *, passed_on: bool = False) -> Iterator[Reins]:
     """Take note of signals while the block runs; a block inside another shares its reins.
 
     Only the main thread of a process can be told of signals: in any other, nothing is heard. A signal that was ignored
@@ -74,6 +74,7 @@ def heeded(at_once: Callable[[], None] | None = None) -> Iterator[Reins]:
 
     Args:
         at_once: called when the first signal comes.
+        passed_on: what asks the whole process to end (all but Ctrl-C) is raised again after the block, which alone cannot end it.
     """
     global _held
     if threading.current_thread() is not threading.main_thread():
@@ -94,6 +95,8 @@ def heeded(at_once: Callable[[], None] | None = None) -> Iterator[Reins]:
         _held = None
         for number, handler in before.items():
             signal.signal(number, handler)
+        if passed_on and reins.signal not in (0, signal.SIGINT):
+            signal.raise_signal(reins.signal)
 
 
 @contextlib.contextmanager

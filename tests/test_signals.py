@@ -44,6 +44,21 @@ def test_a_second_one_does_not_wait():
     assert caught.value.code == 143
 
 
+@pytest.mark.parametrize(("name", "left"), [("SIGTERM", -signal.SIGTERM), ("SIGHUP", -signal.SIGHUP), ("SIGINT", 0)])
+def test_what_asks_a_process_to_end_is_passed_on_where_it_says_so(name, left):
+    code = f"""
+import os, signal
+from delt.signals import heeded
+with heeded(passed_on=True):
+    with heeded(passed_on=True):
+        os.kill(os.getpid(), signal.{name})
+    print("finished", flush=True)
+print("went on", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == left and done.stdout.split("\n")[:-1] == ["finished"] + ["went on"] * (left == 0), done.stderr
+
+
 def test_blocks_inside_one_another_share_their_reins():
     with heeded() as outer:
         with heeded() as inner:

@@ -202,6 +202,13 @@ def test_soft_labels_are_the_teachers_of_the_mixed_images(teacher: Teacher, synt
     assert loss_of(student, batch, 0, 0).item() == pytest.approx(soft_loss(logits, teacher.model(mixed), 20.0).item(), rel=1e-5)
 
 
+def test_a_part_of_a_set_is_trained_on_with_a_warning(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    config = EvaluateConfig(seeds=1, labels=("hard",))
+    with pytest.warns(UserWarning, match="synthesis of set 'delt' was stopped before its end: its students train on unfinished images"):
+        student_tasks(replace(synthetic, complete=False), soft, real.test, config, Job(), name="delt")
+    student_tasks(synthetic, soft, real.test, config, Job(), name="delt")  # a warning would be an error here
+
+
 def test_weight_decay_is_on_filters_and_matrices_only():
     model = build("resnet18", 10, 3, 32, 4)
     heavy, light = decayed(model, 0.01)

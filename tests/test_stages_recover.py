@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -753,6 +756,24 @@ def test_stopped_it_is_a_usable_part_and_goes_on_with_the_same_bits(tmp_path: Pa
     assert shots.iterations[-1].eq(steps).all()
     assert torch.equal(shots.images[:-1], whole.snapshots.images[: len(shots.images) - 1])
     assert same(recover(teacher, patches, settings, job(work=tmp_path)), whole)
+
+
+@pytest.mark.parametrize(("name", "left"), [("SIGINT", 0), ("SIGTERM", -signal.SIGTERM)])
+def test_a_program_of_ones_own_ends_where_it_is_told_to(name: str, left: int, tmp_path: Path) -> None:
+    """Ctrl-C ends the synthesis alone, as the stop button of a notebook does; what ends processes ends this one, after a checkpoint."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_stages_recover import config, job, make_patches, make_teacher
+from delt.stages.recover import recover
+ear = lambda event: os.kill(os.getpid(), signal.{name}) if event.get("done") else None
+made = recover(make_teacher(), make_patches(3), config(iterations=900), job(work=Path({str(tmp_path)!r}), emit=ear))
+print("complete" if made.complete else "a part", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == left and done.stdout == ("a part\n" if left == 0 else ""), done.stderr
+    assert "stopping after this step" in done.stderr and list(tmp_path.glob("*.ckpt"))
 
 
 @pytest.mark.usefixtures("beat_each_step")

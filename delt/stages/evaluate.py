@@ -7,6 +7,7 @@ under its own name, for comparison with published values that were chosen so.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -96,6 +97,8 @@ def student_tasks(
     """The students that `evaluate` trains, as values: several sets' students can share the workers."""
     card, ipc = soft.teacher.card, len(synthetic) // len(synthetic.classes)
     recipe = recipe_of(config.recipe, card.dataset, card.size, ipc)
+    if not synthetic.complete:
+        warnings.warn(f"the synthesis of set {name!r} was stopped before its end: its students train on unfinished images", stacklevel=3)
     if "soft" in config.labels:
         soft.check(synthetic.images, synthetic.labels, recipe)
     images = TensorImages(synthetic.images, synthetic.labels)

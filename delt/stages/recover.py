@@ -49,8 +49,9 @@ def recover(
 ) -> SyntheticSet:
     """Optimise the starting images of every class; the result carries its history as `snapshots`.
 
-    Where the job's listener raises `Stopped`, or a signal comes (Ctrl-C, SIGTERM), the current step is finished, a
-    checkpoint written, and the images are returned as they are, with `complete` False.
+    Where the job's listener raises `Stopped`, or Ctrl-C or a notebook's stop button does, the current step is finished, a
+    checkpoint written, and the images are returned as they are, with `complete` False. SIGTERM ends a program of your own
+    after that checkpoint.
 
     Args:
         teacher: frozen network with BatchNorm2d layers; its card holds the normalisation.
@@ -113,7 +114,7 @@ def units_of(tasks: Sequence[PackTask], patches: Patches, job: Job) -> Iterator[
         unit = finished(task)
         return replace(task, unit=unit) if unit else replace(task, start=patches.of(task.members))
 
-    with heeded() as reins:
+    with heeded(passed_on=True) as reins:
         yield from replace(job, emit=reins.guard(job.emit)).each(recover_pack, tasks, ready, lambda task: task.image_iterations)
 
 
