@@ -3,8 +3,8 @@
     python -m benchmarks.cifar10_gpu --data DIR --minutes 12 --choose --state DIR
 
 DIR holds cifar10_train.npz, or its lossy twin cifar10_train_jpeg.npz (42 dB, for a machine that takes little data), and
-cifar10_test.npz. A tenth of the training images is held out: teachers, patches and syntheses never see it, the teacher's length
-and the form of `common` are chosen on it (--choose), and the test images for no choice. Rows come in the order in
+cifar10_test.npz. A tenth of the training images is held out: teachers, patches and syntheses never see it, the teacher's length,
+the form of `common` and the settings of delt are chosen on it (--choose), and the test images for no choice. Rows come in the order in
 which they tell most; what takes too long is left out and named, and the same command with the same --state does it later.
 The core alone is used: no notebook packages. Results go to --out (default benchmarks/results/cifar10_gpu.json) after every step.
 """
@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ FORMS: dict[str, dict[str, Any]] = {  # of `common`, beside the one that it has
     "common": {},
     "common, batch statistics": {"label_statistics": "batch"},
     "common, smaller crops": {"smallest_crop": 0.25},
+}
+HOWS: dict[str, dict[str, Any]] = {  # settings of delt's synthesis, of which none were published for 32 px
+    "published": {},  # for 224 px
+    "gentle": {"recover_lr": 0.05, "recover_bn_weight": 1.0, "recover_min_crop": 0.5},
 }
 HELD_OUT = 10  # one in so many
 TEST_EVERY = 100  # epochs of `common`: a test takes as long as a hundred steps
@@ -131,6 +135,16 @@ def gradients(teacher: Teacher, real: RealSet, runtime: RuntimeConfig) -> list[d
     ]
 
 
+class Source(NamedTuple):
+    """What a set depends on."""
+
+    method: str
+    ipc: int
+    teacher: str = LONG
+    precision: str = ""
+    how: str = "published"
+
+
 @dataclass(frozen=True)
 class Row:
     """Students to train: on which set, how, how many, and what they are tested on."""
@@ -144,16 +158,18 @@ class Row:
     teacher: str = LONG
     precision: str = ""  # of the synthesis, where it is not the usual one
     form: str = ""  # of `common`, where it is not the one that it has
+    how: str = ""  # the synthesis is set; as it was chosen, where nothing is said
 
     @property
-    def source(self) -> tuple[str, int, str, str]:
+    def source(self) -> Source:
         """The set."""
-        return self.method, self.ipc, self.teacher, self.precision
+        return Source(self.method, self.ipc, self.teacher, self.precision, self.how)
 
     @property
     def name(self) -> str:
         where = f"held out, teacher of {self.teacher}" if self.held_out else "test"
-        return f"{self.method:<7} IPC {self.ipc:<3} {self.recipe:<28} {self.labels}  {where} {self.precision}".rstrip()
+        how = "" if self.how == "published" else self.how
+        return f"{self.method:<7} IPC {self.ipc:<3} {self.recipe:<28} {self.labels}  {where} {self.precision} {how}".rstrip()
 
 
 class Table:
@@ -179,9 +195,11 @@ class Table:
     def say(self, text: str) -> None:
         print(f"{self.clock.seconds:7.1f} s  {text}", flush=True)
 
-    def has(self, row: Row) -> bool:
+    def accuracy(self, row: Row) -> float | None:
+        """The mean of a row's students; None where there are none yet."""
         wanted = asdict(row)
-        return any(all(known[name] == value for name, value in wanted.items()) for known in self.record["rows"])
+        found = (known["last"] for known in self.record["rows"] if all(known[name] == value for name, value in wanted.items()))
+        return next(map(statistics.fmean, found), None)
 
 
 class Bench:
@@ -190,7 +208,7 @@ class Bench:
     def __init__(self, real: RealSet, held_out: TensorImages, table: Table, job: Job, state: Path, shorter: dict[str, Any]) -> None:
         self.real, self.held_out, self.table, self.job, self.state = real, held_out, table, job, state
         self.shorter = shorter  # settings of a trial run
-        self.sets: dict[tuple[str, int, str, str], SyntheticSet] = {}
+        self.sets: dict[Source, SyntheticSet] = {}
         self.teachers: dict[str, Teacher] = {}
 
     @property
@@ -201,6 +219,10 @@ class Bench:
     def form(self, recipe: str) -> str:
         """The form of `common` in the table's rows, where one was chosen."""
         return str(self.table.record.get("chosen", {}).get("form", "")) if recipe == "common" else ""
+
+    def how(self, method: str) -> str:
+        """How the method's syntheses are set: a choice is made for delt alone."""
+        return str(self.table.record.get("chosen", {}).get("how", "published")) if method == "delt" else "published"
 
     def step(self, what: str, needs: float, work: Callable[[], Any]) -> Any:
         """Do one thing, where there is time for it; what fails is named and the rest goes on."""
@@ -234,22 +256,23 @@ class Bench:
     def place(self, *key: object) -> Path:
         return self.state / f"{'-'.join(str(part).replace(' ', '-') for part in key if part)}.safetensors"
 
-    def configured(self, method: str, ipc: int) -> RunConfig:
-        """The method's own settings for CIFAR-10; shorter in a trial, where it optimises at all."""
+    def configured(self, method: str, ipc: int, how: str) -> RunConfig:
+        """The method's own settings for CIFAR-10, with what `how` changes; shorter in a trial, where it optimises at all."""
         own = METHODS[method].settings(DATASETS["cifar10"])
         shorter = {} if own.get("iterations") == 0 else {name: value for name, value in self.shorter.items() if own.get(name) != 1}
-        return delt.configure("cifar10", method=method, ipc=ipc, recover_record_classes=["none"], recover_record_count=2, **shorter)
+        given = {"recover_record_classes": ["none"], "recover_record_count": 2, **HOWS[how], **shorter}
+        return delt.configure("cifar10", method=method, ipc=ipc, **given)
 
-    def synthetic(self, method: str, ipc: int, teacher: str = LONG, precision: str = "") -> None:
+    def synthetic(self, source: Source) -> None:
         """Rank and recover, or read what was left."""
-        key = (method, ipc, teacher, precision)
-        place = self.place(*key)
+        method, ipc, teacher, precision, how = source
+        place = self.place(*source)
         names, zeros = self.real.info.classes, torch.zeros(10 * ipc, dtype=torch.int64)
         if place.is_file():
             found, _ = read_tensors(place)
-            self.sets[key] = SyntheticSet(found["images"], found["labels"], names, zeros, zeros, ["train"] * len(zeros), 0)
+            self.sets[source] = SyntheticSet(found["images"], found["labels"], names, zeros, zeros, ["train"] * len(zeros), 0)
             return
-        config = self.configured(method, ipc)
+        config = self.configured(method, ipc, how)
         runtime = replace(self.job.runtime, precision=precision, memory_format="auto", packing=None) if precision else self.job.runtime
         job = replace(self.job, runtime=resolve(runtime))
         mine, quarter = self.teacher(teacher), max(1, TEACHERS[LONG].epochs // 4)
@@ -266,34 +289,36 @@ class Bench:
         done = time.monotonic()
         card = mine.card
         alike = dict(diversity(made.images, made.labels, card.classes, mine.to(job.device), card.mean, card.std, job.device))
-        facts: dict[str, Any] = {"method": method, "ipc": ipc, "teacher": teacher, "precision": job.runtime.precision}
+        facts: dict[str, Any] = {**source._asdict(), "precision": job.runtime.precision}
         work = int(made.iterations.sum())
         facts |= {"rank_s": ranked - begun, "recover_s": done - ranked, "image_iterations": work, "cosine": alike["mean"]}
-        self.sets[key] = made
+        self.sets[source] = made
         write_tensors(place, {"images": made.images, "labels": made.labels}, {})
         self.table.record["syntheses"].append(facts)
         self.table.say(
-            "{method} IPC {ipc} {precision}: ranking {rank_s:.2f} s, recover {recover_s:.2f} s, cosine {cosine:.3f}".format(**facts)
+            "{method} IPC {ipc} {precision} {how}: ranking {rank_s:.2f} s, recover {recover_s:.2f} s, cosine {cosine:.3f}".format(**facts)
         )
         self.table.keep()
 
-    def make(self, *sources: tuple[str, int]) -> None:
-        """Syntheses, where there is time or they are there."""
-        for method, ipc in sources:
-            needs = 0 if self.place(method, ipc, self.chosen).is_file() else 25
-            self.step(f"synthesis {method} {ipc}", needs, partial(self.synthetic, method, ipc, self.chosen))
+    def make(self, *rows: tuple[str, int]) -> None:
+        """Syntheses as they were chosen, where there is time or they are there."""
+        for method, ipc in rows:
+            source = Source(method, ipc, self.chosen, how=self.how(method))
+            needs = 0 if self.place(*source).is_file() else 25
+            self.step(f"synthesis {method} {ipc}", needs, partial(self.synthetic, source))
 
     def tasks(self, row: Row) -> list[StudentTask]:
         config = EvaluateConfig(recipe=row.recipe, labels=(row.labels,), seeds=row.seeds)
         soft = SoftLabels(self.teacher(row.teacher), row.recipe)
         test = self.held_out if row.held_out else self.real.test
-        name = f"{row.method} {row.ipc} {row.teacher} {row.precision}".rstrip()
+        name = " ".join(map(str, row.source))
         return student_tasks(self.sets[row.source], soft, test, config, replace(self.job, seed=0), name=name)
 
     def train(self, *rows: Row) -> list[float] | None:
         """Train the students of some rows side by side, where there is time; returns their mean accuracies."""
         known = [row if row.held_out else replace(row, teacher=self.chosen, form=self.form(row.recipe)) for row in rows]
-        known = [row for row in known if row.source in self.sets and not self.table.has(row)]
+        known = [replace(row, how=row.how or self.how(row.method)) for row in known]
+        known = [row for row in known if row.source in self.sets and self.table.accuracy(row) is None]
         tasks = [self.tasks(row) for row in known]
         needs = 0.0 if self.shorter else sum(seconds_of(task) for own in tasks for task in own)
         return self.step("; ".join(row.name for row in known), needs, lambda: self._train(known, tasks)) if known else None
@@ -328,18 +353,26 @@ def seconds_of(task: StudentTask) -> float:
 
 
 def choose(bench: Bench, ipc: int, forms: Sequence[str]) -> None:
-    """The teacher's length and the form of `common`: one student each of delt on the held-out images."""
+    """By one student each of delt on the held-out images: the teacher's length with the form of `common`, then how delt is set."""
     if "chosen" in bench.table.record:
         return
-    for name in TEACHERS:
-        bench.step(f"synthesis delt {ipc}, teacher of {name}", 60, partial(bench.synthetic, "delt", ipc, name))
-    rows = [Row("delt", ipc, form, seeds=1, held_out=True, teacher=teacher) for teacher in TEACHERS for form in forms]
+    usual, *others = HOWS
+    pairs = [(teacher, form) for teacher in TEACHERS for form in forms]
+    if best := _best(bench, [Row("delt", ipc, form, seeds=1, held_out=True, teacher=teacher, how=usual) for teacher, form in pairs]):
+        rows = [replace(best, how=how) for how in (usual, *others)]
+        if best := _best(bench, rows):
+            bench.table.say(f"best on the held-out images: {best.name}")
+            bench.table.keep(chosen={"teacher": best.teacher, "form": best.recipe, "how": best.how})
+
+
+def _best(bench: Bench, rows: list[Row]) -> Row | None:
+    """The row whose student is best; None as long as one of them has none."""
+    for source in dict.fromkeys(row.source for row in rows):
+        bench.step(f"synthesis delt {source.ipc} ({source.how}), teacher of {source.teacher}", 60, partial(bench.synthetic, source))
     bench.train(*rows)
-    known = [row for row in bench.table.record["rows"] if row["held_out"]]
-    if len(known) == len(rows):
-        best = max(known, key=lambda row: statistics.fmean(row["last"]))
-        bench.table.say(f"best on the held-out images: {best['recipe']}, teacher of {best['teacher']}")
-        bench.table.keep(chosen={"teacher": best["teacher"], "form": best["recipe"], "held_out": statistics.fmean(best["last"])})
+    accuracy = {row: bench.table.accuracy(row) for row in rows}
+    found = [(value, row) for row, value in accuracy.items() if value is not None]
+    return max(found, key=lambda pair: pair[0])[1] if len(found) == len(rows) else None
 
 
 def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str]) -> None:
@@ -359,8 +392,15 @@ def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str])
     bench.train(*rows(("cda",), large, "common"), *rows(("cda",), large, "paper:delt"))
     bench.train(*rows(both, large, "common", "hard"))
     bench.train(*rows(three, small, "common", "hard"))
+    if bench.how("delt") != "published":
+        for ipc in ipcs:
+            bench.step(f"synthesis delt {ipc} (published)", 25, partial(bench.synthetic, Source("delt", ipc, bench.chosen)))
+        bench.train(
+            *(replace(row, how="published") for ipc in ipcs for recipe in ("common", "paper:delt") for row in rows(("delt",), ipc, recipe))
+        )
     for precision in ("fp32", "bf16"):
-        bench.step(f"synthesis delt {small} in {precision}", 40, partial(bench.synthetic, "delt", small, bench.chosen, precision))
+        source = Source("delt", small, bench.chosen, precision, bench.how("delt"))
+        bench.step(f"synthesis delt {small} in {precision}", 40, partial(bench.synthetic, source))
     bench.train(
         *(Row("delt", small, recipe, seeds=seeds, precision=name) for name in ("fp32", "bf16") for recipe in ("common", "paper:delt"))
     )
@@ -381,7 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--state", type=Path, default=Path("runs/cifar10_gpu"), help="where teachers and sets are kept, for the same command to go on"
     )
     parser.add_argument(
-        "--choose", action="store_true", help="choose the teacher's length and the form of `common` on the held-out images first"
+        "--choose", action="store_true", help="choose the teacher's length, the form of `common` and delt's settings on the held-out images"
     )
     parser.add_argument("--smoke", action="store_true", help="tiny networks and few images: that the script runs")
     options = parser.parse_args(arguments)

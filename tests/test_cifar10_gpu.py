@@ -48,11 +48,14 @@ def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(co
         patch.setattr(cifar10_gpu, "fill", lambda *given: None)  # as if the time had ended here
         begun = command("--choose", "--minutes", "5")
     held_out = [row for row in begun["rows"] if row["held_out"]]
-    assert len(held_out) == len(cifar10_gpu.TEACHERS) * len(cifar10_gpu.FORMS) and begun["held_out"] == 60 and begun["images"] == 540
-    best = max(row["last"][0] for row in held_out)
+    first = len(cifar10_gpu.TEACHERS) * len(cifar10_gpu.FORMS)
+    assert len(held_out) == first + len(cifar10_gpu.HOWS) - 1 and begun["held_out"] == 60 and begun["images"] == 540
     chosen = begun["chosen"]
-    assert chosen["held_out"] == best
-    assert any((row["teacher"], row["recipe"], row["last"]) == (chosen["teacher"], chosen["form"], [best]) for row in held_out)
+    names = [(row["teacher"], row["recipe"], row["how"]) for row in held_out]
+    values = [row["last"][0] for row in held_out]
+    assert values[names.index((chosen["teacher"], chosen["form"], "published"))] == max(values[:first])
+    same = [value for name, value in zip(names, values, strict=True) if name[:2] == (chosen["teacher"], chosen["form"])]
+    assert values[names.index((chosen["teacher"], chosen["form"], chosen["how"]))] == max(same) and len(same) == len(cifar10_gpu.HOWS)
     done = command("--choose", "--minutes", "5")
     assert done["rows"][: len(begun["rows"])] == begun["rows"] and done["left_out"] == []
     assert {(row["method"], row["ipc"], row["recipe"], row["labels"]) for row in done["rows"] if not row["held_out"]} >= {
@@ -75,10 +78,10 @@ def test_a_choice_that_was_left_half_way_is_made_later(command: Any, monkeypatch
     """And what was trained before it stays apart from what is trained after it."""
     synthetic = cifar10_gpu.Bench.synthetic
 
-    def failing(self: Any, method: str, ipc: int, teacher: str = cifar10_gpu.LONG, precision: str = "") -> None:
-        if (method, teacher) != ("delt", cifar10_gpu.LONG):
+    def failing(self: Any, source: cifar10_gpu.Source) -> None:
+        if (source.method, source.teacher) != ("delt", cifar10_gpu.LONG):
             raise RuntimeError("no memory")
-        synthetic(self, method, ipc, teacher, precision)
+        synthetic(self, source)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar10_gpu.Bench, "synthetic", failing)
@@ -87,7 +90,8 @@ def test_a_choice_that_was_left_half_way_is_made_later(command: Any, monkeypatch
     assert {row["form"] for row in begun["rows"]} == {""}
     monkeypatch.setattr(cifar10_gpu, "fill", lambda bench, *given: bench.train(cifar10_gpu.Row("delt", 3, "common", seeds=1)))
     done = command("--choose", "--minutes", "5")
-    assert done["chosen"] and sum(row["held_out"] for row in done["rows"]) == 6
+    assert done["chosen"] and sum(row["held_out"] for row in done["rows"]) == 7
+    assert {row["how"] for row in done["rows"] if not row["held_out"]} == {done["chosen"]["how"]}
 
 
 def test_without_time_everything_is_named(command: Any) -> None:

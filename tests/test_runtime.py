@@ -12,6 +12,7 @@ import torch
 
 from delt.config import RuntimeConfig
 from delt.errors import ConfigError
+from delt.models.zoo import build
 from delt.runtime import (
     Emit,
     Replay,
@@ -32,6 +33,8 @@ from delt.runtime import (
     settings,
     silent,
     stream,
+    trainable,
+    training_layout,
 )
 
 # ---------------------------------------------------------------- randomness
@@ -155,6 +158,19 @@ def test_a_lowered_network_is_a_copy_with_batchnorm_in_single_precision(precisio
     assert given.dtype == dtype
     assert given.is_contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
     assert torch.allclose(low(given).float(), network(images), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arch", "width", "size", "last"),
+    [("resnet18", 8, 32, True), ("resnet18", 4, 32, False), ("convnet3", 4, 32, True), ("resnet18", 8, 96, False)],
+)
+def test_networks_are_trained_in_the_layout_that_is_fast_and_right(arch: str, width: int, size: int, last: bool):
+    """Narrow ResNets end the process in the other one, on a CPU with AVX2: their steps are in many tests."""
+    network = trainable(build(arch, 3, 3, size, width), torch.device("cpu"), size)
+    layout = torch.channels_last if last else torch.contiguous_format
+    assert training_layout(network, torch.device("cpu"), size) == layout
+    assert all(part.is_contiguous(memory_format=layout) for part in network.parameters() if part.dim() == 4)
+    assert training_layout(network, torch.device("cuda"), size) == torch.channels_last
 
 
 def test_what_is_out_of_memory():

@@ -272,7 +272,7 @@ class Student:
         card, score, soft = task.soft.teacher.card, task.score, task.soft
         self.task, self.model, self.device, self.team = task, model, device, team or Team()
         self.network, self.emit = self.team.network(model, device), self.team.calm(emit)
-        self.train = _on(task.train, device)
+        self.train, self.layout = _on(task.train, device), training_layout(model, device, card.size)
         self.soft = asked(soft, task.recipe, task.job.runtime, device) if _asks(task) else soft
         replayed = soft.logits is not None and score.labels == "soft"
         key: tuple[Any, ...] = ("relabel", soft.seed) if replayed else ("student", score.seed)
@@ -304,7 +304,7 @@ class Student:
     def loss_of(self, images: Tensor, labels: Tensor, *more: Tensor) -> Tensor:
         """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
         recipe, runtime = self.task.recipe, self.task.job.runtime
-        images = images.contiguous(memory_format=training_layout(self.device, images.shape[-1]))
+        images = images.contiguous(memory_format=self.layout)
         with in_training(runtime):
             if recipe.double_forward:
                 with torch.no_grad():
