@@ -60,9 +60,11 @@ FORMS: dict[str, dict[str, Any]] = {  # of `common`, beside the one that it has
     "common, batch statistics": {"label_statistics": "batch"},
     "common, smaller crops": {"smallest_crop": 0.25},
 }
-HOWS: dict[str, dict[str, Any]] = {  # settings of delt's synthesis, of which none were published for 32 px
+GENTLE = {"recover_lr": 0.02, "recover_bn_weight": 1.0, "recover_min_crop": 0.5}
+HOWS: dict[str, dict[str, Any]] = {  # settings of delt's synthesis, of which none were published for 32 px (benchmarks/LOG.md)
     "published": {},  # for 224 px
-    "gentle": {"recover_lr": 0.05, "recover_bn_weight": 1.0, "recover_min_crop": 0.5},
+    "gentle": GENTLE,
+    "gentle on easy crops": {**GENTLE, "rank_keep": "easy", "rank_crops": 5},  # RDED's patches
 }
 HELD_OUT = 10  # one in so many
 TEST_EVERY = 100  # epochs of `common`: a test takes as long as a hundred steps
