@@ -146,6 +146,9 @@ class Source(NamedTuple):
     precision: str = ""
     how: str = "published"
 
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in self if part)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -160,7 +163,7 @@ class Row:
     teacher: str = LONG
     precision: str = ""  # of the synthesis, where it is not the usual one
     form: str = ""  # of `common`, where it is not the one that it has
-    how: str = ""  # the synthesis is set; as it was chosen, where nothing is said
+    how: str = ""  # which of `HOWS` the synthesis has; where nothing is said, the one that was chosen
 
     @property
     def source(self) -> Source:
@@ -225,6 +228,10 @@ class Bench:
     def how(self, method: str) -> str:
         """How the method's syntheses are set: a choice is made for delt alone."""
         return str(self.table.record.get("chosen", {}).get("how", "published")) if method == "delt" else "published"
+
+    def source(self, method: str, ipc: int, precision: str = "") -> Source:
+        """A set as it was chosen."""
+        return Source(method, ipc, self.chosen, precision, self.how(method))
 
     def step(self, what: str, needs: float, work: Callable[[], Any]) -> Any:
         """Do one thing, where there is time for it; what fails is named and the rest goes on."""
@@ -302,45 +309,43 @@ class Bench:
         )
         self.table.keep()
 
-    def make(self, *rows: tuple[str, int]) -> None:
-        """Syntheses as they were chosen, where there is time or they are there."""
-        for method, ipc in rows:
-            source = Source(method, ipc, self.chosen, how=self.how(method))
-            needs = 0 if self.place(*source).is_file() else 25
-            self.step(f"synthesis {method} {ipc}", needs, partial(self.synthetic, source))
+    def make(self, *sources: Source, needs: float = 25) -> None:
+        """Syntheses, where there is time (so many seconds each) or they are there."""
+        for source in dict.fromkeys(sources):
+            if source not in self.sets:
+                wanted = 0 if self.place(*source).is_file() else needs
+                self.step(f"synthesis {source}", wanted, partial(self.synthetic, source))
 
     def tasks(self, row: Row) -> list[StudentTask]:
         config = EvaluateConfig(recipe=row.recipe, labels=(row.labels,), seeds=row.seeds)
         soft = SoftLabels(self.teacher(row.teacher), row.recipe)
         test = self.held_out if row.held_out else self.real.test
-        name = " ".join(map(str, row.source))
-        return student_tasks(self.sets[row.source], soft, test, config, replace(self.job, seed=0), name=name)
+        return student_tasks(self.sets[row.source], soft, test, config, replace(self.job, seed=0), name=str(row.source))
 
-    def train(self, *rows: Row) -> list[float] | None:
-        """Train the students of some rows side by side, where there is time; returns their mean accuracies."""
+    def train(self, *rows: Row) -> None:
+        """Train the students of some rows side by side, where there is time."""
         known = [row if row.held_out else replace(row, teacher=self.chosen, form=self.form(row.recipe)) for row in rows]
         known = [replace(row, how=row.how or self.how(row.method)) for row in known]
         known = [row for row in known if row.source in self.sets and self.table.accuracy(row) is None]
         tasks = [self.tasks(row) for row in known]
         needs = 0.0 if self.shorter else sum(seconds_of(task) for own in tasks for task in own)
-        return self.step("; ".join(row.name for row in known), needs, lambda: self._train(known, tasks)) if known else None
+        if known:
+            self.step("; ".join(row.name for row in known), needs, lambda: self._train(known, tasks))
 
-    def _train(self, rows: list[Row], tasks: list[list[StudentTask]]) -> list[float]:
+    def _train(self, rows: list[Row], tasks: list[list[StudentTask]]) -> None:
         begun = time.monotonic()
         scores = iter(run_students([task for own in tasks for task in own], self.job))
-        beside, means = {"students": sum(map(len, tasks)), "seconds": time.monotonic() - begun}, []
+        beside = {"students": sum(map(len, tasks)), "seconds": time.monotonic() - begun}
         for row, own in zip(rows, tasks, strict=True):
             found = [next(scores) for _ in own]
             values, best = [score.last for score in found], [score.best for score in found]
             facts = {"last": values, "best": best, "updates": updates(own[0]), "batch": own[0].batch, "together": beside}
             self.table.record["rows"].append({**asdict(row), **facts})
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            means.append(statistics.fmean(values))
-            text = f"{row.name}: {means[-1]:.2f} ± {spread:.2f} (best epoch {statistics.fmean(best):.2f})"
+            text = f"{row.name}: {statistics.fmean(values):.2f} ± {spread:.2f} (best epoch {statistics.fmean(best):.2f})"
             self.table.say(f"{text}  {updates(own[0]):,} updates")
         self.table.say("{students} students in {seconds:.1f} s".format(**beside))
         self.table.keep()
-        return means
 
 
 def updates(task: StudentTask) -> int:
@@ -358,19 +363,17 @@ def choose(bench: Bench, ipc: int, forms: Sequence[str]) -> None:
     """By one student each of delt on the held-out images: the teacher's length with the form of `common`, then how delt is set."""
     if "chosen" in bench.table.record:
         return
-    usual, *others = HOWS
-    pairs = [(teacher, form) for teacher in TEACHERS for form in forms]
-    if best := _best(bench, [Row("delt", ipc, form, seeds=1, held_out=True, teacher=teacher, how=usual) for teacher, form in pairs]):
-        rows = [replace(best, how=how) for how in (usual, *others)]
-        if best := _best(bench, rows):
-            bench.table.say(f"best on the held-out images: {best.name}")
-            bench.table.keep(chosen={"teacher": best.teacher, "form": best.recipe, "how": best.how})
+    row = Row("delt", ipc, "common", seeds=1, held_out=True, how="published")
+    best = _best(bench, [replace(row, recipe=form, teacher=teacher) for teacher in TEACHERS for form in forms])
+    best = best and _best(bench, [replace(best, how=how) for how in HOWS])
+    if best:
+        bench.table.say(f"best on the held-out images: {best.name}")
+        bench.table.keep(chosen={"teacher": best.teacher, "form": best.recipe, "how": best.how})
 
 
 def _best(bench: Bench, rows: list[Row]) -> Row | None:
     """The row whose student is best; None as long as one of them has none."""
-    for source in dict.fromkeys(row.source for row in rows):
-        bench.step(f"synthesis delt {source.ipc} ({source.how}), teacher of {source.teacher}", 60, partial(bench.synthetic, source))
+    bench.make(*(row.source for row in rows), needs=60)
     bench.train(*rows)
     accuracy = {row: bench.table.accuracy(row) for row in rows}
     found = [(value, row) for row, value in accuracy.items() if value is not None]
@@ -385,31 +388,28 @@ def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str])
     def rows(methods: Sequence[str], ipc: int, recipe: str, labels: str = "soft") -> list[Row]:
         return [Row(method, ipc, recipe, labels, seeds) for method in methods]
 
-    bench.make(*((method, large) for method in both))
+    bench.make(*(bench.source(method, large) for method in both))
     bench.train(*rows(both, large, "common"))
-    bench.make(*((method, small) for method in three))
+    bench.make(*(bench.source(method, small) for method in three))
     bench.train(*rows(three, small, "common"), *rows(three, small, "paper:delt"))
     bench.train(*rows(both, large, "paper:delt"))
-    bench.make(("cda", large))
+    bench.make(bench.source("cda", large))
     bench.train(*rows(("cda",), large, "common"), *rows(("cda",), large, "paper:delt"))
     bench.train(*rows(both, large, "common", "hard"))
     bench.train(*rows(three, small, "common", "hard"))
     if bench.how("delt") != "published":
-        for ipc in ipcs:
-            bench.step(f"synthesis delt {ipc} (published)", 25, partial(bench.synthetic, Source("delt", ipc, bench.chosen)))
+        bench.make(*(Source("delt", ipc, bench.chosen) for ipc in ipcs))
         bench.train(
             *(replace(row, how="published") for ipc in ipcs for recipe in ("common", "paper:delt") for row in rows(("delt",), ipc, recipe))
         )
-    for precision in ("fp32", "bf16"):
-        source = Source("delt", small, bench.chosen, precision, bench.how("delt"))
-        bench.step(f"synthesis delt {small} in {precision}", 40, partial(bench.synthetic, source))
+    bench.make(*(bench.source("delt", small, precision) for precision in ("fp32", "bf16")), needs=40)
     bench.train(
         *(Row("delt", small, recipe, seeds=seeds, precision=name) for name in ("fp32", "bf16") for recipe in ("common", "paper:delt"))
     )
     bench.train(*rows(("cda",), large, "common", "hard"))
     for ipc in (small, large):
         for method in others:
-            bench.make((method, ipc))
+            bench.make(bench.source(method, ipc))
             bench.train(*rows((method,), ipc, "common"), *rows((method,), ipc, "paper:delt"))
 
 
@@ -446,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipes = {name: replace(recipe, epochs=1, cases=()) for name, recipe in recipes.items()}
     facts: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(runtime), "train": source}
     trained = {name: asdict(config) for name, config in TEACHERS.items()}
-    facts |= {"device": facts["machine"]["device_name"], "settings": {"teachers": trained, "shorter": shorter}}
+    facts |= {"device": facts["machine"]["device_name"], "settings": {"teachers": trained, "shorter": shorter, "hows": HOWS}}
     facts |= {"held_out": len(held_out), "images": len(real.train), "published": {"delt 10": 43.0, "delt 50": 64.9}}
     table = Table((options.out, options.state / "table.json"), facts, clock)
     bench = Bench(real, held_out, table, job, options.state, shorter)

@@ -77,6 +77,11 @@ def measured(name: str, teacher: Teacher, real: RealSet, held_out: Images, job: 
     return {"name": name, "method": method, "given": given, "held_out": [row.last for row in scores], "synthesis_s": seconds}
 
 
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """What is there already."""
+    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -87,6 +92,9 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path("runs/cifar10_settings"), help="where the teacher is kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    wanted = options.only.split(";")
+    if strange := [name for name in wanted if name not in SETTINGS]:
+        raise SystemExit(f"unknown rows {'; '.join(strange)}: known are {'; '.join(SETTINGS)}")
     job = Job(0, resolve(RuntimeConfig(workers=1)))
     real, held_out, source = opened(options.data, job.device)
     place = options.state / "teacher.safetensors"
@@ -97,15 +105,12 @@ def main() -> None:
         )
     teacher = Teacher.load(place)
     RECIPES["common"] = replace(recipe_of("common", "cifar10", 32, IPC), epochs=EPOCHS, test_every=EPOCHS)
-    for name in options.only.split(";"):
-        known = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
-        if any(row["name"] == name for row in known):
-            continue
+    facts = {"machine": machine(job.runtime), "train": source, "teacher": teacher.card.accuracy, "width": teacher.card.width}
+    for name in [name for name in wanted if name not in {row["name"] for row in rows_in(options.out)}]:
         row = measured(name, teacher, real, held_out, job, options.seeds)
         print(f"{name}: {statistics.fmean(row['held_out']):.2f} {row['held_out']}", flush=True)
-        known = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []  # others may have written meanwhile
-        facts = {"machine": machine(job.runtime), "train": source, "teacher": teacher.card.accuracy, "width": teacher.card.width}
-        write_json(options.out, {**facts, "ipc": IPC, "epochs": EPOCHS, "rows": [*known, row]})
+        rows = [*rows_in(options.out), row]  # others may have written meanwhile
+        write_json(options.out, {**facts, "ipc": IPC, "epochs": EPOCHS, "rows": rows})
 
 
 if __name__ == "__main__":

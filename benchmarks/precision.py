@@ -10,7 +10,6 @@ not the same sums. Writes benchmarks/results/precision_DATASET_ipcN.json.
 from __future__ import annotations
 
 import argparse
-import statistics
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 import delt
-from delt.analysis.accuracy import Accuracy, paired
+from delt.analysis.accuracy import Accuracy, Difference, paired
 from delt.artifacts.soft_labels import SoftLabels
+from delt.config import RunConfig
 from delt.data.load import open_set
 from delt.job import Job
 from delt.runtime import machine, resolve
@@ -32,21 +32,20 @@ from delt.storage import write_json
 RESULTS = Path(__file__).parent / "results"
 
 
-def measured(dataset: str, seeds: int, given: dict[str, Any], precisions: list[str]) -> list[dict[str, Any]]:
+def measured(config: RunConfig, seeds: int, precisions: list[str]) -> list[dict[str, Any]]:
     """One row per seed and arithmetic: top-1 in % of one student with soft and one with hard labels, last epoch."""
+    runtime = resolve(replace(config.runtime, workers=1))
+    engines = {name: replace(runtime, precision=name) for name in precisions}  # refuses unknown ones before there is a teacher
+    real = open_set(config.dataset, config.data, Job(0, runtime).device)
+    teacher = make_teacher(real, config.teacher, Job(0, runtime))
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
-        config = delt.configure(dataset, preset="demo", seed=seed, evaluate_seeds=1, evaluate_controls=[], evaluate_full=False, **given)
-        plain = Job(seed, resolve(replace(config.runtime, workers=1)))
-        if seed == 0:
-            real = open_set(dataset, config.data, plain.device)
-            teacher = make_teacher(real, config.teacher, plain)
-        patches = rank(teacher, real, config.rank, config.ipc, plain)
-        for precision in precisions:
-            job = Job(seed, replace(plain.runtime, precision=precision))
-            with patch("delt.stages.recover.resolve", lambda runtime: runtime):  # it refuses fp16 on a CPU, for its slowness
-                made = recover(teacher, patches, config.recover, job)
-            scores = evaluate(made, SoftLabels(teacher, config.evaluate.recipe), real.test, config.evaluate, plain)
+        job = Job(seed, runtime)
+        patches = rank(teacher, real, config.rank, config.ipc, job)
+        for precision, engine in engines.items():
+            with patch("delt.stages.recover.resolve", lambda given: given):  # it refuses fp16 on a CPU, for its slowness
+                made = recover(teacher, patches, config.recover, Job(seed, engine))
+            scores = evaluate(made, SoftLabels(teacher, config.evaluate.recipe), real.test, config.evaluate, job)
             rows.append({"seed": seed, "precision": precision, **{row.labels: row.last for row in scores}})
             print(rows[-1], flush=True)
     return rows
@@ -69,19 +68,19 @@ def main() -> None:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--ipc", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--precisions", default="fp32,fp16,bf16")
+    parser.add_argument("--precisions", default="fp16,bf16", help="beside fp32, with commas")
     parser.add_argument("--data-root")
     options = parser.parse_args()
-    given = {"ipc": options.ipc, "data_root": options.data_root}
-    rows = measured(options.dataset, options.seeds, given, options.precisions.split(","))
-    found, exact = differences(rows), [row["soft"] for row in rows if row["precision"] == "fp32"]
-    spread = statistics.stdev(exact) if len(exact) > 1 else None
-    runtime = resolve(delt.configure(options.dataset, preset="demo", **given).runtime)
-    facts = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(runtime), "std_over_seeds": spread}
+    precisions = ["fp32", *(name for name in options.precisions.split(",") if name != "fp32")]
+    own = {"evaluate_seeds": 1, "evaluate_controls": [], "evaluate_full": False}
+    config = delt.configure(options.dataset, preset="demo", ipc=options.ipc, data_root=options.data_root, **own)
+    rows = measured(config, options.seeds, precisions)
+    found = differences(rows)
     path = RESULTS / f"precision_{options.dataset}_ipc{options.ipc}.json"
+    facts = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(resolve(config.runtime))}
     write_json(path, {**facts, "differences": found, "rows": rows})
     for line in found:
-        print("{precision} - fp32, {labels} labels: {mean:+.2f} ± {standard_error:.2f} (n {n})".format(**line))
+        print("{precision} - fp32, {labels} labels:".format(**line), Difference(line["mean"], line["standard_error"], line["n"]))
     print(path)
 
 

@@ -41,7 +41,7 @@ class TeacherCard:
     std: tuple[float, ...]
     flip: bool  # whether a mirror image is still of its class
     dataset: str
-    accuracy: float  # top-1 on the test images in %
+    accuracy: float  # top-1 in % on the test images, or on those that are held out
     source: str  # "trained", or the file or weight name that was loaded
     fingerprint: str  # of the training data, "" where unknown
     config: dict[str, Any]  # the teacher settings

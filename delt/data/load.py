@@ -192,7 +192,7 @@ def count_images(name: str, config: DataConfig) -> tuple[int, int]:
         share = len(config.classes) / spec.count if config.classes else 1.0
         train, test = (round(count * share) for count in spec.images)
         held = round(train * config.hold_out)
-        return (train - held, held) if held else (train, test)
+        return (train - held, held) if config.hold_out else (train, test)
     train, test = map(len, _files(_listed(spec, config), config))
     return train, test
 
