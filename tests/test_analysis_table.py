@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from delt.analysis.table import aligned, schedule_of, where_tested
+from delt.analysis.table import aligned, schedule_of, unusual_test, where_tested
 from delt.methods import configure
 
 
@@ -15,6 +15,7 @@ def test_schedule_of_what_is_not_optimised():
 def test_what_was_tested_on_is_said_in_words():
     assert where_tested([]) == where_tested([0.0, 0.0]) == "real test images"
     assert where_tested([0.1, 0.0]) == "real test images or held-out training images (10 %)"
+    assert unusual_test([0.0]) == [] and unusual_test([0.1, 0.1]) == ["on held-out training images (10 %)"]
 
 
 def test_columns_stand_under_their_heads_between_rules():

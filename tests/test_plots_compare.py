@@ -78,6 +78,12 @@ def test_near_costs_have_a_plain_axis() -> None:
     assert plots.comparison(SOME[:2]).axes[0].get_xscale() == "linear"
 
 
+def test_a_picture_of_held_out_images_says_so() -> None:
+    for share in (0.0, 0.1):
+        found = [an_entry("a", hold_out=share), an_entry("b", mean=60.0, hold_out=share)]
+        assert ("on held-out training images (10 %)" in about(plots.comparison(found))) == bool(share)
+
+
 def test_what_is_left_out_is_said() -> None:
     late = an_entry("late", accuracy={}, protocol=None)
     other = an_entry("other", protocol=HOW._replace(recipe="paper:delt"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,6 +151,12 @@ def test_cells_without_a_number_say_why():
     assert "5 of 12 points without a result" in " ".join(" ".join(words).split())
     lonely = [*some(m=[1], r=[1]), *some(m=[2], r=[2])]
     assert texts(plots.overview(lonely)).count("–") == 2  # no point was asked for
+
+
+def test_a_picture_of_held_out_images_says_so():
+    held = [replace(point, hold_out=0.1) for point in SWEEPS["two"]]
+    for rows, said in ((held, True), (SWEEPS["two"], False)):
+        assert ("on held-out training images (10 %)" in " ".join(" ".join(texts(plots.overview(rows))).split())) == said
 
 
 def test_two_points_in_a_cell_are_refused():

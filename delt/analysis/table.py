@@ -21,6 +21,12 @@ def where_tested(hold_outs: Iterable[float]) -> str:
     return " or ".join(names) or "real test images"
 
 
+def unusual_test(hold_outs: Iterable[float]) -> list[str]:
+    """What a picture says of the images that accuracies were measured on: nothing where they are the test images."""
+    shares = {*hold_outs}
+    return [f"on {where_tested(shares)}"] if any(shares) else []
+
+
 def aligned(heads: Sequence[str], cells: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
     """A plain table: heads, a rule, the rows under them in columns, a rule, and notes."""
     lines = [[visible(cell) for cell in line] for line in (heads, *cells)]

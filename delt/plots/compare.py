@@ -16,6 +16,7 @@ from torch import Tensor
 
 from delt.analysis.accuracy import KINDS
 from delt.analysis.compare import FULL, Entry, usual
+from delt.analysis.table import unusual_test
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
 from delt.plots.style import GREY, WIDTH, SetStyle, elided, fill, note, picture, set_styles, shown_labels, spread, styled
@@ -101,7 +102,7 @@ def _show_markers(figure: Figure, markers: Sequence[str]) -> None:
 
 def _about(entries: Sequence[Entry], known: Sequence[Entry], full: Entry | None, labels: str) -> str:
     """How the students were trained, and which runs are missing, and why."""
-    facts = [f"{labels} labels", *([str(known[0].protocol)] if known else [])]
+    facts = [f"{labels} labels", *unusual_test(entry.hold_out for entry in known), *([str(known[0].protocol)] if known else [])]
     counts = sorted({entry.accuracy[labels].n for entry in known})
     facts += [f"mean ± std, n {'/'.join(map(str, counts))}"] if counts else []
     facts += [f"line: all real images, hard labels, {full.accuracy['hard'].mean:.1f}"] if full else []

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from delt.analysis.accuracy import Accuracy
 from delt.analysis.sweep import PointRow, kinds, lead, varying
+from delt.analysis.table import unusual_test
 from delt.config import flat_fields
 from delt.errors import DataError
 from delt.plots.style import FAINT, MUTED, SETS, SetStyle, dash, dots, fill, in_order, note, on, picture, set_styles, styled
@@ -257,7 +258,7 @@ def _about(rows: Sequence[PointRow], labels: str, marks: str, lead_too: bool = T
     """What was trained and how, the controls that are the same at every point, and how far the best point is ahead."""
     done = [row for row in rows if row.accuracy]
     counts = sorted({own.n for row in done if (own := row.own(labels))})
-    facts = [f"{labels} labels"]
+    facts = [f"{labels} labels", *unusual_test(row.hold_out for row in done)]
     facts += sorted({f"{row.student}, {row.epochs} epochs" for row in done})[:2]
     facts += ["n " + " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))] if counts else []
     facts += [marks, *_references(done, labels)]
