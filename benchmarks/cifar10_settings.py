@@ -1,17 +1,21 @@
 """What delt starts from on CIFAR-10, and how it steps: chosen on held-out training images with a network that two cores can train.
 
     python -m benchmarks.cifar10_settings --data DIR
+    python -m benchmarks.cifar10_settings --data DIR --confirm 3
 
 DIR holds cifar10_train.npz and cifar10_test.npz (see benchmarks.cifar10_gpu). A ResNet-18 of width 8 is teacher and student; the test
-images are used to judge the teacher alone. Eight to fifteen minutes per row on one core, the teacher eleven on two; rows that are in
---out are not done again, so several processes with other --only share the work once there is a teacher. Writes
-benchmarks/results/cifar10_settings.json.
+images are used to judge the teacher alone. --confirm makes what was chosen, and what it is held against, anew so many times and tests
+it on the test images, which nothing was chosen by. Eight to fifteen minutes per row on one core, the teacher eleven on two; rows that
+are in --out are not done again, so several processes with other --only share the work once there is a teacher. Writes
+benchmarks/results/cifar10_settings.json, or cifar10_confirmed.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -35,7 +39,7 @@ from delt.stages.recover import recover
 from delt.stages.squeeze import make_teacher
 from delt.storage import write_json
 
-RESULTS = Path(__file__).parent / "results" / "cifar10_settings.json"
+RESULTS = Path(__file__).parent / "results"
 IPC, EPOCHS = 10, 500
 EASY = {"rank_keep": "easy", "rank_crops": 5}  # RDED's patches
 STEPS = {"recover_lr": 0.05, "recover_bn_weight": 1.0, "recover_min_crop": 0.5}
@@ -60,10 +64,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # method, and what differs 
     "easy crops, lr .02, weight 3, crops from .5": ("delt", {**EASY, **STEPS, "recover_lr": 0.02, "recover_bn_weight": 3.0}),
     "easy crops, lr .01": ("delt", {**EASY, "recover_lr": 0.01}),
 }
+CHOSEN = "easy crops, lr .02, weight 3, crops from .5"
+AT_ONCE = f"{CHOSEN}, one sub-batch"
+SETTINGS[AT_ONCE] = ("delt", {**SETTINGS[CHOSEN][1], "sub_batches": 1})
+CONFIRMED = (CHOSEN, "rded", AT_ONCE, "random", "delt")
+APART = 10  # seeds between two syntheses: students count theirs from their synthesis' own
 
 
-def measured(name: str, teacher: Teacher, real: RealSet, held_out: Images, job: Job, seeds: int) -> dict[str, Any]:
-    """Top-1 in % on the held-out images of students with soft labels, after the last epoch."""
+def measured(name: str, teacher: Teacher, real: RealSet, test: Images, job: Job, seeds: int) -> tuple[list[float], dict[str, Any]]:
+    """Top-1 in % on `test` of students with soft labels, after the last epoch, and how their set was made."""
     method, given = SETTINGS[name]
     shorter = (
         {} if delt.methods.METHODS[method].settings(delt.data.specs.DATASETS["cifar10"]).get("iterations") == 0 else {"iterations": 2000}
@@ -73,8 +82,8 @@ def measured(name: str, teacher: Teacher, real: RealSet, held_out: Images, job: 
     begun = time.monotonic()
     made = recover(teacher, rank(teacher, real, config.rank, IPC, job), config.recover, job)
     seconds, how = time.monotonic() - begun, EvaluateConfig(recipe="common", labels=("soft",), seeds=seeds)
-    scores = evaluate(made, SoftLabels(teacher, "common"), held_out, how, job, name=name)
-    return {"name": name, "method": method, "given": given, "held_out": [row.last for row in scores], "synthesis_s": seconds}
+    scores = evaluate(made, SoftLabels(teacher, "common"), test, how, job, name=name)
+    return [row.last for row in scores], {"name": name, "method": method, "given": given, "seed": job.seed, "synthesis_s": seconds}
 
 
 def rows_in(path: Path) -> list[dict[str, Any]]:
@@ -82,19 +91,35 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
 
 
+def compared(rows: list[dict[str, Any]], reference: str) -> list[str]:
+    """Every setting's mean over its syntheses, and how far above a reference it is, paired over them (± standard error)."""
+    value = {(row["name"], row["seed"]): statistics.fmean(row["test"]) for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [found for (of, _), found in value.items() if of == name]
+        gaps = [found - value[reference, seed] for (of, seed), found in value.items() if of == name and (reference, seed) in value]
+        error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
+        beside = f", {statistics.fmean(gaps):+.2f} ± {error:.2f} above {reference}" if gaps and name != reference else ""
+        lines.append(f"{name}: {statistics.fmean(own):.2f} over {len(own)}{beside}")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", default=";".join(SETTINGS), help="names of rows, with semicolons")
+    parser.add_argument("--only", help="names of rows, with semicolons")
+    parser.add_argument("--confirm", type=int, default=0, help="syntheses of each row, tested on the test images")
     parser.add_argument("--seeds", type=int, default=2, help="students per row")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--teacher-epochs", type=int, default=10)
     parser.add_argument("--state", type=Path, default=Path("runs/cifar10_settings"), help="where the teacher is kept")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    wanted = options.only.split(";")
+    wanted = options.only.split(";") if options.only else list(CONFIRMED if options.confirm else SETTINGS)
+    out = options.out or RESULTS / ("cifar10_confirmed.json" if options.confirm else "cifar10_settings.json")
     if strange := [name for name in wanted if name not in SETTINGS]:
         raise SystemExit(f"unknown rows {'; '.join(strange)}: known are {'; '.join(SETTINGS)}")
+    seeds = [APART * (index + 1) for index in range(options.confirm)] or [0]
     job = Job(0, resolve(RuntimeConfig(workers=1)))
     real, held_out, source = opened(options.data, job.device)
     place = options.state / "teacher.safetensors"
@@ -106,11 +131,16 @@ def main() -> None:
     teacher = Teacher.load(place)
     RECIPES["common"] = replace(recipe_of("common", "cifar10", 32, IPC), epochs=EPOCHS, test_every=EPOCHS)
     facts = {"machine": machine(job.runtime), "train": source, "teacher": teacher.card.accuracy, "width": teacher.card.width}
-    for name in [name for name in wanted if name not in {row["name"] for row in rows_in(options.out)}]:
-        row = measured(name, teacher, real, held_out, job, options.seeds)
-        print(f"{name}: {statistics.fmean(row['held_out']):.2f} {row['held_out']}", flush=True)
-        rows = [*rows_in(options.out), row]  # others may have written meanwhile
-        write_json(options.out, {**facts, "ipc": IPC, "epochs": EPOCHS, "rows": rows})
+    kind, test = ("test", real.test) if options.confirm else ("held_out", held_out)
+    for seed, name in itertools.product(seeds, wanted):
+        if (name, seed) in {(row["name"], row.get("seed", 0)) for row in rows_in(out)}:
+            continue
+        found, how = measured(name, teacher, real, test, replace(job, seed=seed), options.seeds)
+        print(f"{name}, seed {seed}: {statistics.fmean(found):.2f} {found}", flush=True)
+        rows = [*rows_in(out), {**how, kind: found}]  # others may have written meanwhile
+        write_json(out, {**facts, "ipc": IPC, "epochs": EPOCHS, "rows": rows})
+    for reference in ("random", "rded") if options.confirm else ():
+        print("\n".join(compared(rows_in(out), reference)))
 
 
 if __name__ == "__main__":

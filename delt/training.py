@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torchvision.ops import StochasticDepth
 
 from delt.config import RuntimeConfig
 from delt.data.images import Images, normalise
@@ -93,7 +92,7 @@ def fit(
 
 def draws(model: nn.Module) -> bool:
     """Whether a network draws random numbers in training."""
-    return any(isinstance(layer, (nn.modules.dropout._DropoutNd, StochasticDepth)) for layer in model.modules())
+    return any(isinstance(layer, nn.modules.dropout._DropoutNd) or type(layer).__name__ == "StochasticDepth" for layer in model.modules())
 
 
 def _nothing(*key: object) -> None:

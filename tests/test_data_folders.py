@@ -32,7 +32,7 @@ def test_train_and_val(tmp_path):
     assert found.classes == ("cat", "dog")
     assert found.train.paths == ("train/cat/z.jpeg", "train/dog/1.PNG", "train/dog/2.jpg") and found.train.labels == (0, 1, 1)
     assert found.test.paths == ("val/cat/y.bmp", "val/dog/x.webp") and found.test.labels == (0, 1)
-    assert all(Path(path).is_file() for path in found.full(found.train))
+    assert all(Path(path).is_file() for path in found.full(found.train.paths))
 
 
 def test_test_stands_in_for_val(tmp_path):
@@ -52,6 +52,13 @@ def test_all_files_are_those_of_both_parts(tmp_path):
     assert found.files.paths == ("train/a/1.jpg", "train/b/1.jpg", "val/b/2.jpg") and found.files.labels == (0, 1, 1)
     touch(tmp_path / "whole", "a/1.jpg", "b/1.jpg")
     assert own(tmp_path / "whole").files == own(tmp_path / "whole").train
+
+
+def test_files_come_in_the_order_of_their_paths(tmp_path):
+    """Folder by folder, as paths sort, and not letter by letter: the order decides what a seed draws."""
+    touch(tmp_path, "a/x-1/1.jpg", "a/x/2.jpg", "a/x.jpg", "a/x/1.jpg", "a/10.jpg", "a/9.jpg", "b/1.jpg")
+    paths = own(tmp_path).train.paths
+    assert list(paths) == [path.as_posix() for path in sorted(map(Path, paths))] != sorted(paths)
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path):

@@ -107,6 +107,8 @@ def test_the_core_runs_without_notebook_packages():
         "for name in ('tyro','tqdm','papermill','matplotlib','seaborn','IPython','ipywidgets','nbformat','pandas'):\n"
         "    sys.modules[name] = None\n"
         "import delt.pipeline, delt.stages.recover\n"
+        "slow = {'torchvision', 'torch._dynamo', 'scipy', 'sklearn'} & set(sys.modules)\n"
+        "assert not slow, f'slow start: {slow} loaded before they are needed'\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 

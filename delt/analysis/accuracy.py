@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scipy.stats import t
-
 from delt.artifacts.scores import Score
 from delt.errors import DataError
 
@@ -71,7 +69,9 @@ class Difference(NamedTuple):
         """Whether zero lies outside its 95 % confidence interval: Student's t for pairs, the normal's 2 where it is not paired."""
         if self.error is None:
             return False
-        reach = float(t.ppf(0.975, self.n - 1)) if self.n > 1 else 2.0
+        from scipy.special import stdtrit  # takes as long to load as all of this package
+
+        reach = float(stdtrit(self.n - 1, 0.975)) if self.n > 1 else 2.0
         return abs(self.mean) > reach * self.error
 
     @property

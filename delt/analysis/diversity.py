@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -180,7 +179,9 @@ def _untrained(arch: str, card: TeacherCard) -> Untrained:
 
 
 def _published(arch: str, card: TeacherCard) -> Published:
-    weights = torchvision.models.get_model_weights(arch).DEFAULT
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(arch).DEFAULT
     view = weights.transforms()
     size, classes = view.crop_size[0], tuple(weights.meta["categories"])
     info = DataInfo("imagenet-1k", classes, 3, size, tuple(view.mean), tuple(view.std), True, 0.0)

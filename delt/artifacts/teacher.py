@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from delt import storage
@@ -261,7 +260,9 @@ def _download(name: str, arch: str) -> dict[str, Tensor]:
     """The state dict of a torchvision weight name, from torch's cache or its address."""
     if arch in zoo.CONVNETS:
         raise TeacherError(f"teacher_weights is '{name}', but {arch} has no published weights; give a {', '.join(FILES)} file")
-    weights = torchvision.models.get_model_weights(arch)
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(arch)
     if name not in weights.__members__:
         raise unknown(f"weight name for {arch} (files end in {', '.join(FILES)})", name, weights.__members__, TeacherError)
     url = weights[name].url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -91,5 +92,5 @@ def file_fingerprint(listing: Listing, parts: Iterable[Files], channels: int, si
     digest = hashlib.sha256(repr((listing.classes, channels, size)).encode())
     for files in parts:
         for path, label in sorted(zip(files.paths, files.labels, strict=True)):
-            digest.update(repr((path, facts_of(listing.root / path).st_size, label)).encode())
+            digest.update(repr((path, facts_of(os.path.join(listing.root, path)).st_size, label)).encode())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ that are no images are passed over.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,10 @@ class Listing:
             return self.train
         return Files(self.train.paths + self.test.paths, self.train.labels + self.test.labels)
 
-    def full(self, files: Files) -> list[str]:
-        """The paths of `files` as they can be opened."""
-        return [str(self.root / path) for path in files.paths]
+    def full(self, paths: Iterable[str]) -> list[str]:
+        """Paths below the root as they can be opened. Text, since a `Path` for each of a million files takes minutes."""
+        root = str(self.root)
+        return [os.path.join(root, path) for path in paths]
 
 
 def list_folder(spec: DatasetSpec, root: Path) -> Listing:
@@ -112,11 +113,11 @@ def read_part(root: Path, part: Path) -> Part:
     Raises:
         DataError: it has no classes, or one without images.
     """
-    found = _annotated(part) if (part / ANNOTATIONS).is_file() else {name: sorted(_images(part / name)) for name in class_folders(part)}
+    found = _annotated(root, part) if (part / ANNOTATIONS).is_file() else {name: _images(root, part / name) for name in class_folders(part)}
     empty = [name for name, paths in found.items() if not paths]
     if empty:
         raise DataError(f"no images in {part / empty[0]}{_more(empty)}; add images or remove the folder")
-    return {name: [path.relative_to(root).as_posix() for path in paths] for name, paths in found.items()}
+    return found
 
 
 def class_folders(part: Path) -> list[str]:
@@ -131,23 +132,30 @@ def class_folders(part: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _images(root: Path, folder: Path) -> list[str]:
+    """Image files below a folder, sorted name by name along their paths."""
+    found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield Path(parent, name)
+        place = _below(root, parent)
+        found += [f"{place}/{name}" for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS]
+    return sorted(found, key=lambda path: path.split("/"))
 
 
-def _annotated(part: Path) -> dict[str, list[Path]]:
+def _below(root: Path, folder: str | Path) -> str:
+    return Path(folder).relative_to(root).as_posix()
+
+
+def _annotated(root: Path, part: Path) -> Part:
     """Tiny-ImageNet's validation part: one line per image, `FILE <tab> CLASS <tab> box`."""
-    found: dict[str, list[Path]] = {}
+    found: Part = {}
+    place = _below(root, part / "images")
     lines = (part / ANNOTATIONS).read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         fields = line.split("\t")
         if len(fields) < 2 or not _is_name(fields[0]) or not (part / "images" / fields[0]).is_file():
             raise DataError(f"{part / ANNOTATIONS}, line {number}: no image {fields[0]!r} in {part / 'images'}; unpack again")
-        found.setdefault(fields[1], []).append(part / "images" / fields[0])
+        found.setdefault(fields[1], []).append(f"{place}/{fields[0]}")
     if not found:
         raise DataError(f"{part / ANNOTATIONS} names no image; unpack again, or remove it where {part} holds one folder per class")
     return {name: sorted(found[name]) for name in sorted(found)}

@@ -98,7 +98,7 @@ def kept_in(folder: Path, root: Path, paths: Sequence[str], shape: tuple[int, in
 
     Another size, time or order of the files is another place.
     """
-    facts = [(path, *_facts(root / path)) for path in paths]
+    facts = [(path, *_facts(os.path.join(root, path))) for path in paths]
     key = storage.sha256_bytes(repr((shape, facts)).encode())[:24]
     needed = len(paths) * shape[0] * shape[1] * shape[2]
     try:
@@ -117,7 +117,7 @@ def kept_in(folder: Path, root: Path, paths: Sequence[str], shape: tuple[int, in
     return Kept(folder / key, shape)
 
 
-def _facts(path: Path) -> tuple[int, ...]:
+def _facts(path: str) -> tuple[int, ...]:
     """Size and time of a file; nothing of one that is not there, which is for the decoder to say."""
     try:
         facts = os.stat(path)

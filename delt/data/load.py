@@ -77,13 +77,13 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     found = _listed(spec, config)
     listing, skipped = without_bad(spec, config, found) if config.on_bad_image == "skip" else (found, ())
     files = _files(listing, config)
-    channels, size = _image_shape(spec, config, listing.full(files[0]))
+    channels, size = _image_shape(spec, config, listing, files[0])
     train, test = (_streamed(listing, part, channels, size, device) for part in files)
     paths = [*train.paths, *test.paths]
     if _large(len(paths), channels, size):
         _keep(found, (train, test), files)
         facts = _info(spec, listing.classes, channels, size, train)
-        notes = Notes(skipped, over_white([path for path in paths if Path(path).suffix.lower() not in OPAQUE], train.workers))
+        notes = Notes(skipped, over_white([path for path in paths if os.path.splitext(path)[1].lower() not in OPAQUE], train.workers))
         return RealSet(facts, train, test, file_fingerprint(listing, files, channels, size), notes)
     held = train.held(), test.held()
     facts = _info(spec, listing.classes, channels, size, held[0])
@@ -98,7 +98,7 @@ def _files(listing: Listing, config: DataConfig) -> tuple[Files, Files]:
 
 
 def _streamed(listing: Listing, files: Files, channels: int, size: int, device: torch.device) -> StreamImages:
-    return StreamImages(listing.full(files), torch.tensor(files.labels), channels, size, device, spare_workers())
+    return StreamImages(listing.full(files.paths), torch.tensor(files.labels), channels, size, device, spare_workers())
 
 
 def _large(count: int, channels: int, size: int) -> bool:
@@ -121,7 +121,7 @@ def without_bad(spec: DatasetSpec, config: DataConfig, found: Listing) -> tuple[
         DataError: a class loses all its images.
     """
     files = found.files
-    channels, size = _image_shape(spec, config, found.full(found.train))  # of nearly all: where few are bad it is that of the rest
+    channels, size = _image_shape(spec, config, found, found.train)  # of nearly all: where few are bad it is that of the rest
     images = _streamed(found, files, channels, size, torch.device("cpu"))
     if _large(len(files), channels, size):
         _keep(found, [images], [files])
@@ -158,11 +158,11 @@ def _listed(spec: DatasetSpec, config: DataConfig) -> Listing:
     return Listing(listing.root, classes, _of_classes(listing.train, place), test)
 
 
-def _image_shape(spec: DatasetSpec, config: DataConfig, paths: Sequence[str]) -> tuple[int, int]:
+def _image_shape(spec: DatasetSpec, config: DataConfig, listing: Listing, files: Files) -> tuple[int, int]:
     """Channels and size, which an own folder's images tell where nobody else does."""
     channels, size = spec.channels, config.size or spec.size
     if channels is None or size is None:
-        found = survey(spread(paths, SURVEYED), skip=config.on_bad_image == "skip")
+        found = survey(listing.full(spread(files.paths, SURVEYED)), skip=config.on_bad_image == "skip")
         channels, size = channels or found[0], size or found[1]
     return channels, size
 
@@ -178,7 +178,7 @@ def shape_of(name: str, config: DataConfig) -> tuple[int, int, int]:
     if count is not None and spec.channels is not None and size is not None:
         return count, spec.channels, size
     listing = _listed(spec, config)
-    return len(listing.classes), *_image_shape(spec, config, listing.full(listing.train))
+    return len(listing.classes), *_image_shape(spec, config, listing, listing.train)
 
 
 def count_images(name: str, config: DataConfig) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as V
 
 from delt.errors import ConfigError
 from delt.runtime import Streams, drawn, send
@@ -207,10 +206,18 @@ def _grey(images: Tensor) -> Tensor:
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)
 
 
+def _equalized(images: Tensor) -> Tensor:
+    """Levels spread so that each is as frequent as it can be."""
+    from torchvision.transforms.v2.functional import equalize  # takes long to load, and few students need it
+
+    out: Tensor = equalize(images)
+    return out
+
+
 TONES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": lambda images, level: _autocontrast(images),
-    "Equalize": lambda images, level: V.equalize(images),
-    "Invert": lambda images, level: V.invert(images),
+    "Equalize": lambda images, level: _equalized(images),
+    "Invert": lambda images, level: 255 - images,
     "Posterize": _posterize,
     "Solarize": _solarize,
     "SolarizeAdd": _solarize_add,

@@ -6,13 +6,16 @@ so published weights load. Initial weights depend on `generator_seed` alone.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
 from delt.errors import ConfigError, unknown
 from delt.runtime import drawing
+
+if TYPE_CHECKING:  # torchvision takes two seconds to load: only a process that builds one of its networks waits for it
+    from torchvision.models import ResNet
 
 CONVNETS = {f"convnet{depth}": depth for depth in (3, 4, 5, 6)}
 SMALL = 64  # largest side in pixels that gets a stem without downsampling
@@ -57,7 +60,9 @@ NO_BATCHNORM = ("alexnet", "convnext", "swin", "vgg", "vit")  # families of netw
 
 def architectures() -> tuple[str, ...]:
     """Names that `build` knows, ConvNets first."""
-    published = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    published = models.list_models(module=models)
     return (*CONVNETS, *(name for name in published if name not in LEFT_OUT))
 
 
@@ -76,11 +81,15 @@ def named(name: str) -> tuple[str, int | None]:
     arch, mark, width = name.rpartition("-w")
     if not (mark and width.isdecimal()):
         arch, width = name, ""
-    if arch not in architectures():
-        raise unknown("architecture", arch, architectures())
+    _known(arch)
     if width and not 1 <= int(width) <= 4096:
         raise ConfigError(f"{name} has width {int(width)}; allowed is between 1 and 4096")
     return arch, int(width) if width else None
+
+
+def _known(arch: str) -> None:
+    if arch not in CONVNETS and arch not in architectures():
+        raise unknown("architecture", arch, architectures())
 
 
 def own_width(arch: str, width: int | None) -> tuple[str, int | None]:
@@ -103,8 +112,7 @@ def build(arch: str, classes: int, channels: int, size: int, width: int | None =
     Raises:
         ConfigError: an unknown name, a width where there is none, or a size that the network cannot take.
     """
-    if arch not in architectures():
-        raise unknown("architecture", arch, architectures())
+    _known(arch)
     with drawing, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator_seed or 0)  # torch.manual_seed would also reset the GPUs
         if arch in CONVNETS:
@@ -144,6 +152,8 @@ def has_batchnorm(model: nn.Module) -> bool:
 
 
 def _published(arch: str, classes: int, channels: int, size: int, width: int | None) -> nn.Module:
+    from torchvision.models import ResNet
+
     model = _constructed(arch, classes, size)
     scalable = isinstance(model, ResNet) and model.groups == 1
     if width is not None and not scalable:
@@ -161,11 +171,13 @@ def _published(arch: str, classes: int, channels: int, size: int, width: int | N
 
 def _constructed(arch: str, classes: int, size: int) -> nn.Module:
     """torchvision's network with random weights; the two families that are built for one size get it."""
+    from torchvision import models
+
     if arch.startswith("vit_") and size <= SMALL:
         return _small_vit(arch, classes, size)
     sized = {"image_size": size} if arch.startswith("vit_") else {"input_size": (size, size)} if arch.startswith("maxvit") else {}
     try:
-        model: nn.Module = torchvision.models.get_model(arch, weights=None, num_classes=classes, **sized)
+        model: nn.Module = models.get_model(arch, weights=None, num_classes=classes, **sized)
     except (AssertionError, ValueError) as error:
         raise _wrong_size(arch, size, error) from error
     return model
@@ -173,12 +185,14 @@ def _constructed(arch: str, classes: int, size: int) -> nn.Module:
 
 def _small_vit(arch: str, classes: int, size: int) -> nn.Module:
     """A vision transformer on the finest grid of 4 x 4 to 8 x 8 patches that tiles a small image; its own patches have 14 to 32 pixels."""
+    from torchvision import models
+
     patch = next((side for side in range(-(-size // 8), size // 4 + 1) if size % side == 0), None)
     if patch is None:
         raise _wrong_size(arch, size, ValueError("no grid of 4 x 4 to 8 x 8 patches tiles them"))
-    published = torchvision.models.get_model(arch, weights=None, num_classes=1)
+    published = models.get_model(arch, weights=None, num_classes=1)
     layers = published.encoder.layers
-    return torchvision.models.VisionTransformer(
+    return models.VisionTransformer(
         image_size=size,
         patch_size=patch,
         num_layers=len(layers),
