@@ -31,7 +31,7 @@ from delt.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = ("random", "delt", "rded", "gvbsm", "delt+gvbsm", "sre2l", "cda", "fadrm", "kmeans", "herding")  # what tells most
-ORDER = (*FIRST, "delt+cda", "delt+sre2l", "delt+fadrm")
+ORDER = (*FIRST, "delt+rded", "delt+cda", "delt+sre2l", "delt+fadrm")
 FULL: dict[str, Any] = {"teacher_arch": "resnet18"}
 REDUCED: dict[str, Any] = {
     "data_classes": ["airplane", "automobile", "cat", "dog", "ship"],

@@ -17,7 +17,9 @@ import re
 import shutil
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from torch import Tensor
 from delt.errors import DeltError, IntegrityError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+BESIDE = 16  # files of a folder that are written at a time
 FOLDER_BYTES = 4096  # that a new folder takes
 DIGEST_BYTES = 32  # of a raw sha256
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp", re.DOTALL)  # see temporary_of
@@ -65,26 +68,33 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Write a whole folder of (relative posix name, content) and put it in the place of `path` in one go.
 
-    Files are synced one by one and folders once each. A kill between the two renames leaves no folder at `path`,
-    never a mix of old and new files.
+    Each file and folder is synced, many at a time, since a disk settles them together. A kill between the two renames leaves no
+    folder at `path`, never a mix of old and new files.
 
     Raises:
         StorageError: as `write_bytes`; the old folder is then still in its place.
     """
     temporary, old = temporary_of(path), temporary_of(path)
-    current, size = path, 0
+
+    def write(name: str, data: bytes) -> None:
+        with _explained(path / name, len(data)):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            _write_synced(temporary / name, data)
+
     try:
-        with _explained(path, 0):
-            make_folder(temporary)
-        for name, data in files:
-            current, size = path / name, len(data)
-            with _explained(current, size):
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                _write_synced(temporary / name, data)
-        with _explained(path, 0):
-            for folder in [temporary, *(item for item in temporary.rglob("*") if item.is_dir())]:
-                sync_folder(folder)
-            _exchange(temporary, path, old)
+        with ThreadPoolExecutor(BESIDE) as threads:
+            with _explained(path, 0):
+                make_folder(temporary)
+            writing = deque[Future[None]]()
+            for name, data in files:
+                writing.append(threads.submit(write, name, data))
+                if len(writing) > 2 * BESIDE:  # what waits is in memory
+                    writing.popleft().result()
+            for one in writing:
+                one.result()
+            with _explained(path, 0):
+                list(threads.map(sync_folder, [temporary, *(item for item in temporary.rglob("*") if item.is_dir())]))
+                _exchange(temporary, path, old)
     finally:
         with contextlib.suppress(OSError):  # rmtree raises a few errors that it was told to ignore
             shutil.rmtree(temporary, ignore_errors=True)

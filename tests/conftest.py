@@ -1,8 +1,9 @@
-"""One thread, a cache of our own, and a smoke run on digits that several tests look at."""
+"""One thread, files in memory, a cache of our own, and a smoke run on digits that several tests look at."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+MEMORY = "/dev/shm"  # where there is room: every file is synced, and waiting for a disk would be half of the tests' time
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL)):
     signal.signal(number, handler)  # nohup and a shell's & have them ignored, here and in the processes that tests start
 

@@ -204,7 +204,7 @@ def test_methods_are_listed(capsys):
     [
         (["digits"], "delt: give a data set and --methods NAME,NAME"),
         (["digits", "--methods", "delt,cdda"], "delt: method cdda: unknown method 'cdda': did you mean 'cda'?"),
-        (["digits", "--methods", "delt+rded"], "rded optimises nothing"),
+        (["digits", "--methods", "delt+kmeans"], "kmeans optimises nothing"),
         (["digits", "--methods", "delt", "--ipc", "3,x"], "delt: ipc is '3,x'; allowed are whole numbers with commas, such as 3,10"),
         (["digits", "--methods", "delt", "--ipc", "0"], "delt: method random: ipc is 0"),
     ],

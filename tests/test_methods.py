@@ -295,8 +295,22 @@ def test_earlylate_as_a_plug_in_changes_the_schedule_alone(base):
     assert configure("digits", method=f"delt+{base}", preset="demo", rank_keep="medium").rank.keep == "medium"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "lr", "factor"), [("cifar10", 0.02, 1), ("tiny-imagenet", 0.02, 1), ("imagenette", 0.25, 2), ("digits", 0.1, 1)]
+)
+def test_earlylate_on_rded_starts_from_its_images_in_steps_for_their_size(dataset, lr, factor):
+    plain, late = configure(dataset, method="rded", ipc=10), configure(dataset, method="delt+rded", ipc=10)
+    assert late.rank == plain.rank and late.rank.factor == factor and late.rank.keep == "easy"
+    assert late.recover.lr == lr and late.recover.sub_batches == 8 and late.recover.grouping == "class"
+    assert late.recover.iterations == configure(dataset, ipc=10).recover.iterations
+    start = control_of(late, "start")
+    assert start.rank == plain.rank and start.recover.iterations == 0
+    with pytest.raises(ConfigError, match="method delt.rded means 'easy'"):
+        configure(dataset, method="delt+rded", rank_keep="medium")
+
+
 def test_earlylate_where_it_has_no_meaning_is_explained():
-    for name in ("rded", "random", "kmeans"):
+    for name in ("given", "random", "kmeans"):
         with pytest.raises(ConfigError, match=f"{name} optimises nothing, so no image can join later.*; possible are delt.sre2l, delt.cda"):
             configure("digits", method=f"delt+{name}")
     with pytest.raises(ConfigError, match="delt has EarlyLate already; possible are"):

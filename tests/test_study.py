@@ -39,7 +39,7 @@ def test_a_run_per_method_and_size_beside_the_control(tmp_path):
     ("dataset", "methods", "given", "error", "message"),
     [
         ("digits", ["dlt"], {}, ConfigError, "method dlt: unknown method 'dlt': did you mean 'delt'"),
-        ("digits", ["delt+rded"], {}, ConfigError, "rded optimises nothing, .*; possible are delt.sre2l, delt.cda"),
+        ("digits", ["delt+kmeans"], {}, ConfigError, "kmeans optimises nothing, .*; possible are delt.sre2l, delt.cda"),
         ("digits", [], {}, ConfigError, "name at least one beside random"),
         ("digits", ["cda"], {"sub_batches": 2}, ConfigError, "method cda: sub_batches is 2, and method cda means 1"),
         ("folder:nowhere", ["delt"], {}, DataError, "method random: .*nowhere is not a folder"),
