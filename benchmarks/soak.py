@@ -43,7 +43,7 @@ FILES = ("scores.json", "synthetic.parquet", "ranking.parquet", "snapshots.safet
 MUTANTS = {  # what is taken out of which file: the text as it is, and as it becomes
     "sync of a file": ("delt/storage.py", "        os.fsync(handle)\n    finally:\n        os.close(handle)\n\n\n@contextlib", "        pass\n    finally:\n        os.close(handle)\n\n\n@contextlib"),
     "sync of a made folder": ("delt/storage.py", "    for folder in made:\n        sync_folder(folder.parent)\n", "    del made\n"),
-    "sync of the folders in a folder": ("delt/storage.py", "threads.map(sync_folder, ", "threads.map(str, "),
+    "sync of the folders in a folder": ("delt/storage.py", "            _beside(sync_folder, ((folder,) for folder in folders))\n", ""),
     "sync after an exchange": ("delt/storage.py", "        raise\n    sync_folder(path.parent)\n", "        raise\n"),
     "sync after a removal": ("delt/storage.py", "            try:\n                sync_folder(path.parent)\n            finally:\n", "            if True:\n"),
     "rename before an exchange": ("delt/storage.py", "        os.replace(path, old)\n    try:\n", "        shutil.rmtree(path)\n    try:\n"),

@@ -18,7 +18,7 @@ import shutil
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,24 +82,37 @@ def write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
             _write_synced(temporary / name, data)
 
     try:
-        with ThreadPoolExecutor(BESIDE) as threads:
-            with _explained(path, 0):
-                make_folder(temporary)
-            writing = deque[Future[None]]()
-            for name, data in files:
-                writing.append(threads.submit(write, name, data))
-                if len(writing) > 2 * BESIDE:  # what waits is in memory
-                    writing.popleft().result()
-            for one in writing:
-                one.result()
-            with _explained(path, 0):
-                list(threads.map(sync_folder, [temporary, *(item for item in temporary.rglob("*") if item.is_dir())]))
-                _exchange(temporary, path, old)
+        with _explained(path, 0):
+            make_folder(temporary)
+        _beside(write, files)
+        with _explained(path, 0):
+            folders = [temporary, *(item for item in temporary.rglob("*") if item.is_dir())]
+            _beside(sync_folder, ((folder,) for folder in folders))
+            _exchange(temporary, path, old)
     finally:
         with contextlib.suppress(OSError):  # rmtree raises a few errors that it was told to ignore
             shutil.rmtree(temporary, ignore_errors=True)
             if path.exists():  # else the old folder is all there is
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(work: Callable[..., None], given: Iterable[tuple[Any, ...]]) -> None:
+    """Do the same to many things, some of them at a time: what is synced together, a disk settles together.
+
+    Raises:
+        Exception: what one of them raises.
+    """
+    with ThreadPoolExecutor(BESIDE) as threads:
+        begun = deque[Future[None]]()
+        for one in given:
+            try:
+                begun.append(threads.submit(work, *one))
+            except RuntimeError:  # Python is ending, and starts no thread any more
+                work(*one)
+            if len(begun) > 2 * BESIDE:  # what waits is in memory
+                begun.popleft().result()
+        for rest in begun:
+            rest.result()
 
 
 def _exchange(new: Path, path: Path, old: Path) -> None:

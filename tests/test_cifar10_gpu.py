@@ -60,7 +60,7 @@ def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(co
     assert done["rows"][: len(begun["rows"])] == begun["rows"] and done["left_out"] == []
     assert {(row["method"], row["ipc"], row["recipe"], row["labels"]) for row in done["rows"] if not row["held_out"]} >= {
         (method, ipc, recipe, labels)
-        for method in ("delt", "random", "cda")
+        for method in ("delt", "random", "delt+rded", "cda")
         for ipc in (3, 2)
         for recipe, labels in (("common", "soft"), ("paper:delt", "soft"), ("common", "hard"))
     }

@@ -7,8 +7,9 @@ import errno
 import os
 import shutil
 import stat
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,34 @@ def test_a_whole_folder_is_synced_before_the_rename(tmp_path: Path, monkeypatch:
     before = events[: events.index("rename")]
     assert before.count("file") == 2 and events[len(before) :] == ["rename", tmp_path.stat().st_ino]
     assert {path.stat().st_ino for path in (tmp_path / "set", tmp_path / "set" / "a", tmp_path / "set" / "b")} <= set(before)
+
+
+def test_a_folder_is_written_where_python_ends_and_starts_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: Any) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(storage.ThreadPoolExecutor, "submit", refused)
+    storage.write_folder(tmp_path / "set", ((f"{number % 3}/{number}", b"%d" % number) for number in range(100)))
+    assert {int(file.name) for file in (tmp_path / "set").glob("*/*") if file.read_bytes() == file.name.encode()} == set(range(100))
+
+
+def test_files_of_a_folder_are_made_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk is, few of them wait in memory."""
+    written, ahead, real = list[Path](), list[int](), storage._write_synced
+
+    def slow(path: Path, data: bytes) -> None:
+        time.sleep(0.002)
+        real(path, data)
+        written.append(path)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for number in range(200):
+            ahead.append(number - len(written))
+            yield str(number), b"x"
+
+    monkeypatch.setattr(storage, "_write_synced", slow)
+    storage.write_folder(tmp_path / "set", files())
+    assert len(written) == 200 and max(ahead) <= 4 * storage.BESIDE
 
 
 def test_a_removal_is_synced_before_anything_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
