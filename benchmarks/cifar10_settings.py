@@ -91,15 +91,15 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
 
 
-def compared(rows: list[dict[str, Any]], reference: str) -> list[str]:
-    """Every setting's mean over its syntheses, and how far above a reference it is, paired over them (± standard error)."""
+def compared(rows: list[dict[str, Any]]) -> list[str]:
+    """Every setting's mean over its syntheses, and how far the chosen one is above it, paired over them (± standard error)."""
     value = {(row["name"], row["seed"]): statistics.fmean(row["test"]) for row in rows}
     lines = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [found for (of, _), found in value.items() if of == name]
-        gaps = [found - value[reference, seed] for (of, seed), found in value.items() if of == name and (reference, seed) in value]
+        gaps = [value[CHOSEN, seed] - found for (of, seed), found in value.items() if of == name != CHOSEN and (CHOSEN, seed) in value]
         error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
-        beside = f", {statistics.fmean(gaps):+.2f} ± {error:.2f} above {reference}" if gaps and name != reference else ""
+        beside = f"; the chosen one is {statistics.fmean(gaps):+.2f} ± {error:.2f} above it" if gaps else ""
         lines.append(f"{name}: {statistics.fmean(own):.2f} over {len(own)}{beside}")
     return lines
 
@@ -115,11 +115,13 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path("runs/cifar10_settings"), help="where the teacher is kept")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.confirm < 0 or not 1 <= options.seeds <= APART:
+        parser.error(f"--confirm is {options.confirm} and --seeds {options.seeds}; allowed are 0 or more, and 1 to {APART}")
     wanted = options.only.split(";") if options.only else list(CONFIRMED if options.confirm else SETTINGS)
     out = options.out or RESULTS / ("cifar10_confirmed.json" if options.confirm else "cifar10_settings.json")
     if strange := [name for name in wanted if name not in SETTINGS]:
         raise SystemExit(f"unknown rows {'; '.join(strange)}: known are {'; '.join(SETTINGS)}")
-    seeds = [APART * (index + 1) for index in range(options.confirm)] or [0]
+    syntheses = [APART * (index + 1) for index in range(options.confirm)] or [0]  # their seeds
     job = Job(0, resolve(RuntimeConfig(workers=1)))
     real, held_out, source = opened(options.data, job.device)
     place = options.state / "teacher.safetensors"
@@ -132,15 +134,15 @@ def main() -> None:
     RECIPES["common"] = replace(recipe_of("common", "cifar10", 32, IPC), epochs=EPOCHS, test_every=EPOCHS)
     facts = {"machine": machine(job.runtime), "train": source, "teacher": teacher.card.accuracy, "width": teacher.card.width}
     kind, test = ("test", real.test) if options.confirm else ("held_out", held_out)
-    for seed, name in itertools.product(seeds, wanted):
+    for seed, name in itertools.product(syntheses, wanted):
         if (name, seed) in {(row["name"], row.get("seed", 0)) for row in rows_in(out)}:
             continue
         found, how = measured(name, teacher, real, test, replace(job, seed=seed), options.seeds)
         print(f"{name}, seed {seed}: {statistics.fmean(found):.2f} {found}", flush=True)
         rows = [*rows_in(out), {**how, kind: found}]  # others may have written meanwhile
         write_json(out, {**facts, "ipc": IPC, "epochs": EPOCHS, "rows": rows})
-    for reference in ("random", "rded") if options.confirm else ():
-        print("\n".join(compared(rows_in(out), reference)))
+    if options.confirm:
+        print("\n".join(compared(rows_in(out))))
 
 
 if __name__ == "__main__":

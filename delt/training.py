@@ -91,7 +91,7 @@ def fit(
 
 
 def draws(model: nn.Module) -> bool:
-    """Whether a network draws random numbers in training."""
+    """Whether a network draws random numbers in training; torchvision's layer goes by its name, since loading torchvision takes long."""
     return any(isinstance(layer, nn.modules.dropout._DropoutNd) or type(layer).__name__ == "StochasticDepth" for layer in model.modules())
 
 

@@ -319,7 +319,8 @@ def undisturbed(tmp_path_factory, cache):
     return out
 
 
-@pytest.mark.parametrize(("name", "code", "workers"), [("SIGINT", 130, 1), ("SIGTERM", 143, 2)])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_a_run_with_a_checkpoint_and_a_part_that_can_be_shown(name, code, workers, undisturbed, tmp_path):
     """To a real process; the same command then ends with the bytes of a run that nothing disturbed."""
     out, flags = tmp_path / "run", [*LONG, "--workers", str(workers), "--out", str(tmp_path / "run")]
