@@ -27,6 +27,11 @@ PICKLES = 5  # of an old file, before its tensors: a magic number, the version, 
 STEPS = 500_000  # of a pickle, shared parts counted as often as they are used: 1,000 tensors and their optimizer take a fifth
 HEADER = 16 * 1024**2  # bytes of a safetensors header; one tensor takes about 100
 ALLOCATING = re.compile(r"\S+ (bytearray|\w*Tensor)")  # names that torch lets a pickle call, with any size
+MARK, SLICE = pickletools.markobject, pickletools.stackslice
+EFFECTS = {  # of each step of a pickle on its stack: does it take all down to a mark, how many values beside, how many it leaves
+    step.name: (MARK in step.stack_before, sum(kind not in (MARK, SLICE) for kind in step.stack_before), len(step.stack_after))
+    for step in pickletools.opcodes
+}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -109,24 +114,25 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
     stack: list[int | None] = []  # None: a mark
     memo: dict[Any, int | None] = {}
     for number, (step, argument, _) in enumerate(pickletools.genops(file)):
-        if step.name == "GLOBAL" and ALLOCATING.fullmatch(str(argument)):
+        name = step.name
+        if name == "GLOBAL" and ALLOCATING.fullmatch(str(argument)):
             raise _refused(path, f"it would make a {str(argument).replace(' ', '.')} of any size")
-        taken: list[int | None] = []
-        if pickletools.markobject in step.stack_before:
-            while taken[-1:] != [None]:
-                taken.append(stack.pop())
-        below = [kind for kind in step.stack_before if kind not in (pickletools.markobject, pickletools.stackslice)]
-        taken += [stack.pop() for _ in below]
-        weight = 1 + sum(filter(None, taken))
-        if "PUT" in step.name:
+        to_mark, below, left = EFFECTS[name]
+        weight = 1
+        if to_mark:
+            while (part := stack.pop()) is not None:
+                weight += part
+        for _ in range(below):
+            weight += stack.pop() or 0
+        if "PUT" in name:
             memo[argument] = stack[-1]
-        elif step.name == "MEMOIZE":
+        elif name == "MEMOIZE":
             memo[len(memo)] = weight
-        elif "GET" in step.name:
+        elif "GET" in name:
             weight = memo[argument] or 1
-        if max(number, weight) > STEPS:
+        if number > STEPS or weight > STEPS:
             raise _refused(path, f"its pickle has more than {STEPS:,} steps, shared parts counted as often as they are used")
-        stack += [None if kind is pickletools.markobject else weight for kind in step.stack_after]
+        stack += [None if name == "MARK" else weight] * left
 
 
 def _refused(path: Path, why: str) -> TeacherError:
