@@ -29,7 +29,8 @@ from delt.runtime import resolve, settings
 from delt.schedule import Schedule
 from delt.stages.squeeze import backbones
 
-STEPS = 5  # timed at each size; their median counts, and one more warms up
+STEPS = 5  # timed at each size, after one that warms up; their median counts
+LEAST = 0.15  # seconds; shorter steps are timed again and again for so long, since other work on the machine may stop them all
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def measure(config: RunConfig, sizes: Sequence[int] = (5, 25, 100), budget: floa
         if found:
             known = Speed(tuple(found), tuple(found.values()))
             expected = (STEPS + 1) * len(teachers) * known.seconds[-1] * size / known.images[-1]
-            if time.monotonic() - begun + expected > budget:
+            if time.monotonic() - begun + max(LEAST, expected) > budget:
                 break
         found[size] = _seconds(teachers, config, size)
     return Speed(tuple(found), tuple(found.values()))
@@ -138,6 +139,14 @@ def _seconds(teachers: tuple[Teacher, ...], config: RunConfig, size: int) -> flo
     classes = len(teachers[0].card.classes)
     group = Group(tuple((i % classes, i // classes) for i in range(size)), Schedule(steps, steps, (size,)))
     task = PackTask(teachers, [group], None, config.recover, frozenset(), (), steps, job)
+    times: list[list[float]] = []
+    while sum(map(sum, times)) < LEAST:
+        times.append(_timed(task, job, steps))
+    return statistics.fmean(statistics.median(taken for own in times for taken in own[turns + turn :: turns]) for turn in range(turns))
+
+
+def _timed(task: PackTask, job: Job, steps: int) -> list[float]:
+    """Seconds of each of the first steps."""
     step, times = Step(task, job.device), []
     state = step.begin()
     with settings(job.runtime), step:
@@ -146,4 +155,4 @@ def _seconds(teachers: tuple[Teacher, ...], config: RunConfig, size: int) -> flo
             step.enter_stage(state)
             step(state)[0].sum().item()  # waits for a GPU
             times.append(time.perf_counter() - begun)
-    return statistics.fmean(statistics.median(times[turns + turn :: turns]) for turn in range(turns))
+    return times
