@@ -29,6 +29,7 @@ T = TypeVar("T")
 Ready = Callable[[Any], Any]
 AHEAD = 4  # tasks per worker that are done or waiting while an earlier one is not done
 PATIENCE = 120.0  # seconds that a worker waits for the others at the start
+FEW = 8  # workers that are started however few the tasks are: the next stage may have more of them
 
 
 def same(task: T) -> T:
@@ -40,7 +41,8 @@ def same(task: T) -> T:
 class Pool:
     """Worker processes that live as long as the `with` block; tasks and results travel as plain pickles.
 
-    Processes are spawned, not forked, so that this also works from a notebook kernel with threads.
+    Processes are spawned, not forked, so that this also works from a notebook kernel with threads. Beyond a few there are never
+    more than a stage had tasks: each takes seconds and half a gigabyte to start, and a machine may have hundreds of cores.
     """
 
     runtime: RuntimeConfig
@@ -48,6 +50,7 @@ class Pool:
     startup: float = field(default=0.0, repr=False)  # seconds that starting the workers took, which are no stage's own
     peak: int = 0  # largest memory in bytes that a worker had in a task since `reset_peak`
     _executor: ProcessPoolExecutor | None = field(default=None, repr=False)
+    _up: int = field(default=0, repr=False)  # workers in it
     _events: Any = field(default=None, repr=False)
     _stop: Any = field(default=None, repr=False)  # an int that all workers see: 1 where work is to end
 
@@ -59,9 +62,7 @@ class Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        self._end()
 
     def reset_peak(self) -> None:
         """Let `peak_memory` count from here on."""
@@ -86,13 +87,13 @@ class Pool:
         if self.workers == 1 or len(tasks) < 2:
             yield from (fn(ready(task), emit) for task in tasks)
             return
-        executor, left = self._start(fn.__module__), iter(tasks)
+        executor, left = self._start(fn.__module__, min(self.workers, max(FEW, len(tasks)))), iter(tasks)
         self._stop.value = 0
         futures: deque[Any] = deque()
         with _forward(self._events, emit, self._stop):
             try:
                 while True:
-                    ahead = itertools.islice(left, AHEAD * self.workers - len(futures))
+                    ahead = itertools.islice(left, AHEAD * self._up - len(futures))
                     futures += [executor.submit(_call, fn, _Plain(ready(task))) for task in ahead]
                     if not futures:
                         return
@@ -111,16 +112,24 @@ class Pool:
                     future.cancel()
                 raise
 
-    def _start(self, module: str) -> ProcessPoolExecutor:
-        """The workers, all of them up, with the module imported that they are wanted for."""
+    def _start(self, module: str, count: int) -> ProcessPoolExecutor:
+        """At least so many workers, all of them up, with the module imported that they are wanted for."""
+        begun = time.monotonic()
+        if self._up < count:
+            self._end()
         if self._executor is None:
-            begun, context = time.monotonic(), multiprocessing.get_context("spawn")
-            self._events, self._stop = context.Queue(), context.Value("b", 0, lock=False)
-            given = (self.runtime, self._events, context.Barrier(self.workers), self._stop, _Open(self.lock))
-            self._executor = ProcessPoolExecutor(self.workers, context, _enter_worker, given)
-            wait([self._executor.submit(_arrive, module) for _ in range(self.workers)])
+            context = multiprocessing.get_context("spawn")
+            self._events, self._stop, self._up = context.Queue(), context.Value("b", 0, lock=False), count
+            given = (self.runtime, self._events, context.Barrier(count), self._stop, _Open(self.lock))
+            self._executor = ProcessPoolExecutor(count, context, _enter_worker, given)
+            wait([self._executor.submit(_arrive, module) for _ in range(count)])
             self.startup += time.monotonic() - begun
         return self._executor
+
+    def _end(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
 
 
 _worker_events: Any = None  # set once in a worker process, never in the parent

@@ -68,6 +68,15 @@ def test_starting_the_workers_is_counted_apart_from_their_work():
         assert pool.startup == started
 
 
+def test_there_are_no_more_workers_than_a_stage_has_tasks(monkeypatch: pytest.MonkeyPatch):
+    """Nor fewer, once there are more tasks; those that are up stay."""
+    monkeypatch.setattr("delt.pool.FEW", 1)
+    with Pool(RuntimeConfig(device="cpu", workers=3, threads=1)) as pool:
+        for count, up in ((2, 2), (4, 3), (2, 3)):
+            processes = {process for _, process, _ in mapped(pool, halve, [torch.ones(1)] * count)}
+            assert len(processes) <= up == len(pool._executor._processes)  # type: ignore[union-attr]
+
+
 def test_pool_passes_errors_on_with_type_and_message(pool: Pool):
     with pytest.raises(DataError, match="^class 'cat' has 3 images; allowed is 5$"):
         mapped(pool, refuse, range(4))
