@@ -56,7 +56,7 @@ CORE = {
     "stages",
     "methods",
 }
-CORE_NEEDS = {"torch", "triton", "torchvision", "numpy", "PIL", "safetensors", "pyarrow", "sklearn", "scipy"}
+CORE_NEEDS = {"torch", "triton", "torchvision", "numpy", "PIL", "safetensors", "pyarrow", "sklearn", "scipy", "joblib"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.name != "notebooks")
 
 

@@ -89,6 +89,14 @@ def test_resolve_on_the_cpu_leaves_nothing_automatic():
     assert resolve(found) == found
 
 
+def test_a_containers_quota_bounds_the_cores(monkeypatch: pytest.MonkeyPatch):
+    """Sixty-four workers on the two cores that a container may use would take their memory and gain nothing."""
+    monkeypatch.setattr("joblib.externals.loky.backend.context.os.cpu_count", lambda: 64)
+    monkeypatch.setattr("joblib.externals.loky.backend.context._cpu_count_affinity", lambda count: count)
+    monkeypatch.setattr("joblib.externals.loky.backend.context._cpu_count_cgroup", lambda count: 2)
+    assert cores() == 2
+
+
 def test_resolve_keeps_what_was_said():
     said = RuntimeConfig(
         device="cpu",
