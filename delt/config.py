@@ -160,7 +160,7 @@ class RecoverConfig(Section):
     """Recover: EarlyLate optimisation of the synthetic images (DELT; SRe2L's loss with CDA's crops).
 
     Where the published program and a repaired one differ, one field says so; `--fidelity strict` sets all of
-    them to the published value:
+    them to the published value (but what was published otherwise for a method, as FADRM's PNG):
     `adam_steps`, `group_cut`, `drop_empty_rounds`, `save`, `average_start`.
     """
 
@@ -232,6 +232,11 @@ class RecoverConfig(Section):
     )
     record_count: int = option(41, "snapshots and loss readings, evenly over the run", low=2)
     record_iterations: tuple[int, ...] = option((), "take them at these iterations instead; the end always counts")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.match == "bn+conv" and self.small_side < 1:
+            raise ConfigError("recover_match bn+conv knows patches of the full size alone: give recover_small_side 1, or recover_match bn")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from delt.engine.memory import fitted
 from delt.engine.pixels import small_side
 from delt.errors import ConfigError, IntegrityError, RunError, Stopped, TeacherError, unknown
 from delt.job import Job
-from delt.methods import control_of
+from delt.methods import control_of, require_size
 from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
 from delt.pool import Pool
 from delt.progress import Bars, Meter
@@ -181,7 +181,9 @@ class Pipeline:
 
     @cached_property
     def real(self) -> RealSet:
-        return self.given or open_set(self.config.dataset, self.config.data, device_of(self.config.runtime))
+        real = self.given or open_set(self.config.dataset, self.config.data, device_of(self.config.runtime))
+        require_size(self.config, real.info.size)
+        return real
 
     @property
     def set_name(self) -> str:

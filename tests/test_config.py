@@ -81,6 +81,7 @@ def test_each_field_travels_alone() -> None:
 
 def test_round_trip_through_json_text() -> None:
     values = {entry.name: other_value(entry) for entry in flat_fields()}
+    values["recover_small_side"] = 1.0  # less does not fit the other value of recover_match
     config = unflatten(values)
     text = json.dumps(flatten(config), allow_nan=False)
     assert unflatten(json.loads(text)) == config and json.loads(text) == values
@@ -161,6 +162,12 @@ def test_presets_and_fidelities_are_valid_and_choices_of_their_field(table: dict
     assert set(table) == set(FIELDS["fidelity" if table is FIDELITY else "preset"].choices)
     for values in table.values():
         unflatten(values)
+
+
+def test_patches_of_the_full_size_do_not_fit_a_smaller_one() -> None:
+    RecoverConfig(match="bn+conv", stages=2)
+    with pytest.raises(ConfigError, match="bn.conv knows patches of the full size alone"):
+        RecoverConfig(match="bn+conv", stages=2, small_side=0.5)
 
 
 def test_strict_is_the_published_arithmetic() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 import torch
 
 from delt.config import flatten
 from delt.errors import ConfigError
-from delt.methods import CONTROLS, METHODS, Method, changed, configure, control_of, register, said
+from delt.methods import CONTROLS, METHODS, Method, changed, configure, control_of, register, require_size, said
 
 
-def test_order_preset_method_fidelity_user():
+def test_order_preset_fidelity_method_user():
     assert configure("cifar10").recover.iterations == 4000  # the fields' own defaults
     assert configure("digits") == configure("digits", preset="demo")  # no paper has a protocol for it
     assert configure("digits", preset="paper").recover.iterations == 4000
@@ -101,6 +104,14 @@ def test_numbers_that_somebody_chose_stay():
     uneven = configure("digits", ipc=6, iterations=100, round_iterations=20, sub_batches=2)
     assert changed(uneven, {"ipc": 8}).recover.round_iterations == 20
     assert changed(uneven, {"round_iterations": 50}).recover.sub_batches == 2
+
+
+@pytest.mark.parametrize("method", ["sre2l", "fadrm", "gvbsm"])
+def test_a_locked_schedule_stays_where_it_is_the_usual_one(method):
+    """With one image per class, or nothing optimised, M is 1 for every method."""
+    one, still = (configure("digits", method=method, **given) for given in ({"ipc": 1}, {"iterations": 0}))
+    assert changed(one, {"ipc": 10}).recover.sub_batches == 1 == changed(still, {"iterations": 100}).recover.sub_batches
+    assert changed(one, {"ipc": 10}) == configure("digits", method=method, ipc=10)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +207,8 @@ def test_a_run_that_is_its_own_control_has_none():
 def test_every_method_has_the_controls_of_every_preset():
     """A control keeps what its method may not lose; what starts from noise has no patches to be compared with."""
     for method in METHODS:
-        for preset in ("paper", "demo", "smoke"):
-            config = configure("digits", method=method, preset=preset)
+        for preset, ipc in itertools.product(("paper", "demo", "smoke"), (1, 10)):
+            config = configure("digits", method=method, preset=preset, ipc=ipc)
             found = {name: control_of(config, name) for name in CONTROLS}
             assert found["start"] is None or found["start"].recover.iterations == 0
     cda = configure("digits", method="cda", preset="demo")
@@ -217,6 +228,30 @@ def test_published_rows():
     assert (rded.keep, rded.images, rded.crops, rded.factor) == ("easy", 300, 5, 2)
     assert configure("tiny-imagenet", method="rded").rank.factor == 1 == configure("cifar10", method="rded").rank.factor
     assert configure("digits", method="rded").recover.iterations == 0
+
+
+def test_published_rows_of_cda():
+    rows = {name: configure(name, method="cda").recover for name in ("imagenet-1k", "tiny-imagenet", "imagenet-21k")}
+    found = {name: (row.lr, row.bn_weight, row.iterations, row.jitter) for name, row in rows.items()}
+    assert found == {"imagenet-1k": (0.25, 0.01, 4000, 32), "tiny-imagenet": (0.4, 0.05, 4000, 4), "imagenet-21k": (0.05, 0.25, 2000, 32)}
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "save"),
+    [
+        ("delt", "cifar10", "jpeg75"),
+        ("cda", "tiny-imagenet", "jpeg75"),
+        ("gvbsm", "imagenet-1k", "jpeg75"),
+        ("gvbsm", "cifar10", "png"),
+        ("gvbsm", "tiny-imagenet", "png"),
+        ("fadrm", "cifar100", "png"),
+        ("fadrm", "imagenet-1k", "png"),
+    ],
+)
+def test_strict_is_what_was_published_for_the_method(method, dataset, save):
+    recover = configure(dataset, method=method, fidelity="strict").recover
+    assert recover.save == save and recover.adam_steps == "shared"
+    assert configure(dataset, method=method).recover.save == "png"
 
 
 def test_published_rows_of_gvbsm():
@@ -287,6 +322,34 @@ def test_rows_follow_the_size_that_a_set_is_used_in():
     changed(configure("imagenette", method="rded", data_size=64), {"seed": 3})
 
 
+@pytest.mark.parametrize(
+    ("method", "size", "wrong"),
+    [
+        ("rded", 32, "rank_factor"),
+        ("sre2l", 32, "recover_jitter"),
+        ("delt+rded", 64, "rank_factor, recover_lr, recover_bn_weight, recover_min_crop"),
+        ("fadrm", 32, "recover_jitter, recover_small_side"),
+        ("fadrm", 224, ""),
+        ("rded", 65, ""),
+        ("delt", 32, ""),
+    ],
+)
+def test_a_folder_of_other_images_than_were_reckoned_with_is_refused(method, size, wrong):
+    """A folder tells its images' size when it is opened, after the settings were made."""
+    config = configure("folder:/some/photos", method=method)
+    if not wrong:
+        require_size(config, size)
+        return
+    with pytest.raises(ConfigError, match=rf"method {re.escape(method)} sets {wrong} by the .* of photos have {size} .*--data-size {size}"):
+        require_size(config, size)
+    require_size(configure("folder:/some/photos", method=method, data_size=size), size)
+
+
+def test_settings_that_were_said_are_no_mistake():
+    require_size(configure("folder:/some/photos", method="rded", rank_factor=1), 32)
+    require_size(configure("imagenette", method="rded"), 32)  # whose size is known
+
+
 @pytest.mark.parametrize("base", ["sre2l", "cda"])
 def test_earlylate_as_a_plug_in_changes_the_schedule_alone(base):
     plain, late = (flatten(configure("tiny-imagenet", method=name, ipc=10)) for name in (base, f"delt+{base}"))
@@ -327,6 +390,15 @@ def test_a_method_from_outside_is_a_method_like_any_other(tmp_path, monkeypatch)
     config = configure("digits", method="hardest", preset="smoke", ipc=2, iterations=4, workers=1, evaluate_seeds=1)
     done = delt.run(config, tmp_path / "run", listener=lambda event: None)
     assert done.ranking.keep == "hard" and "hardest" in done.table() and delt.verify(tmp_path / "run") == []
+    for name, settings in (
+        ("long", {"iterations": 1000}),
+        ("two", {"teacher_others": ["convnet4"]}),
+        ("unseen", {"recover_record_classes": ("none",)}),
+    ):
+        register(name, Method("a preset shortens it", lambda spec, settings=settings: settings, tuple(settings)))
+    assert configure("digits", method="long", preset="paper").recover.iterations == 1000
+    with pytest.raises(ConfigError, match="iterations is 50, and method long means 1000"):
+        configure("digits", method="long", preset="paper", iterations=50)
     with pytest.raises(ConfigError, match="hardest has EarlyLate already"):
         configure("digits", method="delt+hardest")
     register("plain", Method("patches, all at once", lambda spec: {"rank_keep": "easy", "sub_batches": 1}, ("sub_batches",)))

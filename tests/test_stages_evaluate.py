@@ -504,7 +504,7 @@ def test_rows_come_in_order_and_known_ones_are_not_computed_again(synthetic: Syn
 
 def test_a_student_named_twice_is_trained_once(synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, teacher: Teacher):
     plain = SoftLabels(Teacher(teacher.model, replace(teacher.card, width=None)), "common")
-    config = replace(TINY, students=("teacher", "convnet3", "convnet3"))
+    config = replace(TINY, students=("teacher", "convnet3", "convnet3-w128", "convnet3"))
     for labels, names in ((soft, ["convnet3-w8", "convnet3"]), (plain, ["convnet3"])):
         tasks = student_tasks(synthetic, labels, real.test, config, Job(runtime=RUNTIME), name="delt")
         assert [task.score.arch for task in tasks] == names

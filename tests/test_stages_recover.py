@@ -791,6 +791,23 @@ def test_stopped_between_groups_the_rest_is_not_begun(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("beat_each_step")
+@pytest.mark.parametrize(("word", "ends"), [(0, [[0] * 3] * 3), (1, [[0] * 3] * 3), (6, [[5, 2, 0], [0] * 3, [0] * 3])])
+def test_a_listener_says_stop_once(word: int, ends: list[list[int]]) -> None:
+    """Whether it is the first thing that it hears or a later one: what comes after is not begun, and the part is handed over."""
+    heard: list[dict[str, Any]] = []
+
+    def listener(event: dict[str, Any]) -> None:
+        heard.append(event)
+        if len(heard) == word + 1:
+            raise Stopped
+
+    patches = make_patches(3)
+    part = recover(make_teacher(), patches, config(group_size=3), job(emit=listener))
+    assert not part.complete and part.iterations.view(CLASSES, 3).tolist() == ends and len(heard) == word + 1
+    assert patches.images is not None and torch.equal(part.images[3:], patches.images[3:])
+
+
+@pytest.mark.usefixtures("beat_each_step")
 @pytest.mark.parametrize("packing", [1, 3])
 def test_who_watches_sees_the_images_as_they_are(packing: int) -> None:
     events: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from delt.data.load import count_images, shape_of
 from delt.engine.memory import ENOUGH
 from delt.engine.pixels import small_side
 from delt.grouping import packs
-from delt.methods import control_of
+from delt.methods import control_of, require_size
 from delt.recipes import recipe_of
 from delt.runtime import device_of, resolve
 from delt.stages.evaluate import students_of
@@ -91,6 +91,7 @@ def plan_of(config: RunConfig, machine: str = "here") -> Plan:
         ConfigError: a schedule that does not fit; results of no machine.
     """
     classes, channels, size = shape_of(config.dataset, config.data)
+    require_size(config, size)
     train, test = count_images(config.dataset, config.data)
     shape = Shape(classes, channels, size, train)
     parts = [config, *filter(None, (control_of(config, name) for name in config.evaluate.controls))]

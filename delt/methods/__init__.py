@@ -1,7 +1,7 @@
 """Methods as rows of one table, and the rules that turn a few words of a user into a whole configuration.
 
-What is not given is filled in this order: the fields' defaults, what suits the data set, the preset, the method, the
-fidelity, then what the user said. A method is a row of settings; nothing else in the package asks for its name.
+What is not given is filled in this order: the fields' defaults, what suits the data set, the preset, the fidelity, the
+method, then what the user said. A method is a row of settings; nothing else in the package asks for its name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from delt.config import FIDELITY, PRESETS, RunConfig, flatten, unflatten
-from delt.data.specs import DatasetSpec, chosen, spec_of
+from delt.data.specs import DatasetSpec, chosen, short_name, spec_of
 from delt.errors import ConfigError, unknown
 from delt.models.zoo import named, own_width
 from delt.recipes import RECIPES, recipe_of
@@ -49,8 +49,14 @@ def _sre2l(spec: DatasetSpec) -> Flat:
 
 
 def _cda(spec: DatasetSpec) -> Flat:
-    """Published settings: ImageNet-1K lr .25, bn .01, jitter 32; Tiny-ImageNet lr .4, bn .05, jitter 4 (arXiv 2311.18838)."""
-    own = {"tiny-imagenet": {"recover_lr": 0.4, "recover_bn_weight": 0.05}, "digits": {"recover_bn_weight": 0.03}}
+    """Published settings: ImageNet-1K lr .25, bn .01, jitter 32; Tiny-ImageNet lr .4, bn .05, jitter 4; ImageNet-21K lr .05, bn .25
+    (arXiv 2311.18838).
+    """
+    own = {
+        "tiny-imagenet": {"recover_lr": 0.4, "recover_bn_weight": 0.05},
+        "imagenet-21k": {"recover_lr": 0.05, "recover_bn_weight": 0.25},
+        "digits": {"recover_bn_weight": 0.03},
+    }
     return {**_from_noise(spec), **own.get(spec.name, {})}
 
 
@@ -104,7 +110,8 @@ def _gvbsm(spec: DatasetSpec) -> Flat:
         }
     lr = {"recover_lr": 0.05, "recover_jitter": 32} if size >= 32 else {"recover_bn_weight": 0.3, "recover_jitter": 1}  # digits: own rate
     others = ["convnet3", "mobilenet_v2", "shufflenet_v2_x0_5"]
-    return {**common, **lr, "teacher_others": others, "recover_average": 0.8, "recover_drop": 0.4, "recover_pad": max(1, size // 8)}
+    small = {"recover_average": 0.8, "recover_drop": 0.4, "recover_pad": max(1, size // 8), "recover_save": "png"}
+    return {**common, **lr, **small, "teacher_others": others}
 
 
 def _fadrm(spec: DatasetSpec) -> Flat:
@@ -119,7 +126,8 @@ def _fadrm(spec: DatasetSpec) -> Flat:
         "recover_curriculum": "none",
         "iterations": 2000,
         "recover_stages": 4,
-        "recover_small_side": 200 / 224 if (spec.size or 0) > 64 else 1.0,  # an own folder's size is not known yet
+        "recover_small_side": 200 / 224 if (spec.size or 224) > 64 else 1.0,
+        "recover_save": "png",
         **own.get(spec.name, {}),
     }
 
@@ -230,7 +238,7 @@ def configure(dataset: str = "digits", **given: Any) -> RunConfig:
     if "teacher_arch" in given:
         preset.pop("teacher_width", None)  # it was chosen for the preset's own architecture
     own = _as_short(preset, METHODS[start["method"]].settings(spec))
-    layers = [{"preset": start["preset"]}, spec.defaults, preset, own, FIDELITY[start["fidelity"]], given]
+    layers = [{"preset": start["preset"]}, spec.defaults, preset, FIDELITY[start["fidelity"]], own, given]
     flat = {name: value for layer in layers for name, value in layer.items()}
     if "data_classes" in given and "teacher_weights" not in given:
         flat.pop("teacher_weights", None)  # published ones know all classes
@@ -285,10 +293,12 @@ def completed(config: RunConfig) -> RunConfig:
     if spec.classes:
         names = chosen(spec.name, spec.classes, config.data.classes)
         chosen(f"{spec.name} to record", (*names, "none"), config.recover.record_classes)
-    for name, value in row.settings(spec).items():
-        if name in row.locked and flat[name] != value:
+    own = _as_short(dict(PRESETS[config.preset]), row.settings(spec))
+    means = flatten(unflatten(own))
+    for name in own:
+        if name in row.locked and flat[name] != means[name]:
             raise ConfigError(
-                f"{name} is {flat[name]!r}, and method {config.method} means {value!r}: leave it out or choose another method"
+                f"{name} is {flat[name]!r}, and method {config.method} means {means[name]!r}: leave it out or choose another method"
             )
     recover = config.recover
     schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
@@ -314,8 +324,6 @@ def _misfits(config: RunConfig, schedule: Schedule) -> Iterator[str]:
             f"{recover.iterations} iterations do not make {recover.stages} stages: give at least {recover.stages} iterations, "
             f"or recover_stages 1 to {recover.iterations}"
         )
-    if recover.match == "bn+conv" and recover.small_side < 1:
-        yield "recover_match bn+conv knows patches of the full size alone: give recover_small_side 1, or recover_match bn"
     if recover.match == "bn" and recover.drop:
         yield "recover_drop leaves out convolutions, and recover_match bn has none: leave it out, or give recover_match bn+conv"
     if recover.grouping == "class" and recover.group_rounds > 1:
@@ -330,6 +338,24 @@ def _misfits(config: RunConfig, schedule: Schedule) -> Iterator[str]:
         )
 
 
+def require_size(config: RunConfig, size: int) -> None:
+    """Refuse settings that a method chose for other images than an own folder turned out to hold.
+
+    Raises:
+        ConfigError: naming them, and the setting that tells the size.
+    """
+    spec, flat, settings = _spec_of(config.dataset, config.data.size), flatten(config), METHODS[config.method].settings
+    if spec.size is None:
+        rows = settings(spec), settings(replace(spec, size=size))
+        usual, right = (flatten(unflatten(row)) for row in rows)
+        wrong = [name for name in {**rows[0], **rows[1]} if usual[name] != right[name] and flat[name] == usual[name]]
+        if wrong:
+            raise ConfigError(
+                f"method {config.method} sets {', '.join(wrong)} by the images' size, which nobody told, and took them for large; those "
+                f"of {short_name(config.dataset)} have {size} pixels per side: give data_size {size} (--data-size {size})"
+            )
+
+
 def _own_recipe(method: str) -> str:
     """The student protocol that a method was published with; EarlyLate as a plug-in keeps its base's."""
     name = f"{OWN}:{method.removeprefix('delt+')}"
@@ -340,6 +366,8 @@ def _own_recipe(method: str) -> str:
 
 def changed(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """A configuration with some flat settings replaced; a schedule that followed from iterations and ipc is derived anew.
+
+    Of RI and M that do not follow from iterations and ipc, M stays where either could have been the one that was said.
 
     Raises:
         ConfigError: as `configure`; also for another data set, method, preset or fidelity, which decide what the other
@@ -376,12 +404,12 @@ def control_of(config: RunConfig, name: str) -> RunConfig | None:
 def _replaced(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """`config` with some settings replaced; of the schedule's numbers those stay that somebody chose."""
     flat, recover = flatten(config), config.recover
+    stay = set(METHODS[given.get("method", config.method)].locked)
+    if given.get("iterations") != 0:
+        if "round_iterations" not in given and recover.sub_batches != plan(recover.iterations, config.ipc).sub_batches:
+            stay.add("sub_batches")
+        if "sub_batches" not in given and recover.sub_batches and recover.round_iterations != recover.iterations // recover.sub_batches:
+            stay.add("round_iterations")
     if {"iterations", "ipc", *SCHEDULE} & set(given):
-        chosen = recover.sub_batches != plan(recover.iterations, config.ipc).sub_batches
-        uneven = recover.sub_batches is not None and recover.round_iterations != recover.iterations // recover.sub_batches
-        flat["sub_batches"] = recover.sub_batches if chosen and "round_iterations" not in given else None
-        flat["round_iterations"] = recover.round_iterations if uneven and "sub_batches" not in given else None
-    if given.get("iterations") == 0:
-        locked = METHODS[given.get("method", config.method)].locked
-        flat |= dict.fromkeys(name for name in SCHEDULE if name not in locked)
+        flat |= dict.fromkeys(name for name in SCHEDULE if name not in stay)
     return completed(unflatten({**flat, **given}))

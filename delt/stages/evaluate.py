@@ -27,7 +27,7 @@ from delt.data.views import Batch, Views, parts_of
 from delt.errors import IntegrityError
 from delt.job import Job
 from delt.models.fused import fuse
-from delt.models.zoo import SMALL, build, named
+from delt.models.zoo import SMALL, build, named, own_width
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import (
     HALVES,
@@ -398,8 +398,12 @@ def shown(arch: str, width: int | None) -> str:
 
 
 def students_of(config: EvaluateConfig, arch: str, width: int | None) -> list[tuple[str, int | None]]:
-    """(architecture, width) of the configured students, each once; `arch` and `width` are the teacher's."""
-    return list(dict.fromkeys((arch, width) if given == "teacher" else named(given) for given in config.students))
+    """(architecture, width) of the configured students, each once, under its first name; `arch` and `width` are the teacher's."""
+    found: dict[tuple[str, int | None], tuple[str, int | None]] = {}
+    for given in config.students:
+        student = (arch, width) if given == "teacher" else named(given)
+        found.setdefault(own_width(*student), student)
+    return list(found.values())
 
 
 def _on(images: Images, device: torch.device) -> Images:
