@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -31,18 +32,17 @@ from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.scores import Score, Scores
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
+from delt.checks import check_images, check_names, check_stages
 from delt.config import RunConfig, TeacherConfig, flatten
 from delt.data.given import list_given
-from delt.data.images import DataInfo, RealSet
-from delt.data.load import open_set, require_images
-from delt.data.specs import OWN_FOLDER, spec_of
+from delt.data.images import RealSet
+from delt.data.load import open_set
+from delt.data.specs import OWN_FOLDER
 from delt.drift import Drift, facts_of, remembered, settings_of
 from delt.engine.memory import fitted
-from delt.engine.pixels import small_side
-from delt.errors import ConfigError, IntegrityError, RunError, Stopped, TeacherError, unknown
+from delt.errors import IntegrityError, RunError, Stopped, unknown
 from delt.job import Job
-from delt.methods import control_of, require_size
-from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
+from delt.methods import control_of
 from delt.pool import Pool
 from delt.progress import Bars, Meter
 from delt.recipes import recipe_of
@@ -84,6 +84,8 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
     """
     if until not in STAGES:
         raise unknown("stage", until, STAGES)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker that starts, and finds this call in the script
+        raise SystemExit("a script that calls delt needs its calls under `if __name__ == '__main__':`, since its workers read it, too")
     with joined(config.runtime) as world:
         if world is None or world.leads:
             with world.leading() if world else nullcontext():
@@ -161,11 +163,11 @@ class Pipeline:
         stages = STAGES[: STAGES.index(until) + 1]
         self.refuse_changes()
         self.report_images()
-        tiles = 1 if self.config.rank.keep == "noise" else self.config.rank.factor**2
-        require_images(self.real, self.config.ipc * tiles)
+        check_images(self.config, self.real)
         if self.config.rank.keep == "given" and "recover" not in self.folder.records():
             list_given(self.config.rank.folder, self.real.info, self.config.ipc).images()  # a bad file is met before the teacher is trained
-        check_stages(self.config, self.real.info)
+        info = self.real.info
+        check_stages(self.config, len(info.classes), info.channels, info.size)
         self.fit_engine()
         self.require_room(stages)
         self.write_config()
@@ -181,9 +183,7 @@ class Pipeline:
 
     @cached_property
     def real(self) -> RealSet:
-        real = self.given or open_set(self.config.dataset, self.config.data, device_of(self.config.runtime))
-        require_size(self.config, real.info.size)
-        return real
+        return self.given or open_set(self.config.dataset, self.config.data, device_of(self.config.runtime))
 
     @property
     def set_name(self) -> str:
@@ -596,35 +596,3 @@ class Stopwatch:
             return float(storage.read_json(self.path)["seconds"])
         except (IntegrityError, KeyError, TypeError, ValueError):
             return 0.0
-
-
-def check_names(config: RunConfig) -> None:
-    """Refuse architectures that do not exist or cannot be teachers, before anything is loaded or trained.
-
-    Raises:
-        ConfigError: an unknown architecture (with the nearest), or one that cannot take these images.
-        TeacherError: a teacher without BatchNorm layers.
-    """
-    spec = spec_of(config.dataset)
-    classes, channels, size = len(config.data.classes) or spec.count or 2, spec.channels or 3, config.data.size or spec.size or 64
-    for arch, width in (named(name) for name in {*config.evaluate.students, config.evaluate.features} - {"teacher"}):
-        build(arch, classes, channels, size, width)
-    for name, own in backbones(config.teacher).items():
-        model = build(own.arch, classes, channels, size, own.width)
-        if not has_batchnorm(model):
-            which = f"teacher_arch {own.arch}" if name == "teacher" else f"{name} of teacher_others"
-            raise TeacherError(f"{which} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
-        if name != "teacher" and own.weights != "train" and (own.arch in CONVNETS or own.width):
-            raise ConfigError(f"teacher_weights {own.weights} holds for teacher_others, too, and {name} has no published weights")
-
-
-def check_stages(config: RunConfig, info: DataInfo) -> None:
-    """Refuse teachers that cannot take the images of the small stages.
-
-    Raises:
-        ConfigError: naming the network and the size.
-    """
-    if config.recover.iterations and config.recover.stages > 1:
-        for own in backbones(config.teacher).values():
-            model = build(own.arch, len(info.classes), info.channels, info.size, own.width)
-            require_side(model, own.arch, info.channels, small_side(info.size, config.recover))

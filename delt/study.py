@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from delt import storage
 from delt.analysis.compare import Entry, differences_to, table
+from delt.checks import check_images, check_names, check_stages
 from delt.config import RunConfig
 from delt.data.given import require_given
-from delt.data.load import require_files
+from delt.data.load import open_set, require_files
 from delt.data.specs import spec_of
 from delt.errors import ConfigError, DeltError
 from delt.methods import METHODS, SCHEDULE, configure
-from delt.pipeline import absolute, check_names, run
+from delt.pipeline import absolute, run
 from delt.results import Run, compare
 
 CONTROL = "random"
@@ -69,6 +72,13 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
 
 def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], given: dict[str, Any]) -> dict[str, RunConfig]:
     """Name of each run -> its configuration, all of them checked."""
+    for name, use in (("ipc", "ipcs=[3, 10]"), ("method", 'methods=["delt"]')):
+        if given.get(name) is not None:
+            raise ConfigError(f"{name} is {given[name]!r}, and a study has several: say {use}")
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise ConfigError(f'methods is {methods!r}; allowed is a list, as in ["rded", "delt"]')
+    if isinstance(ipcs, str) or not isinstance(ipcs, Iterable):
+        raise ConfigError(f"ipcs is {ipcs!r}; allowed is a list, as in [3, 10]")
     methods = list(methods)
     given, own = {name: value for name, value in given.items() if value is not None}, _own_recipes(given)
     names = [name for name in dict.fromkeys([CONTROL, *methods]) if not (own and name == CONTROL)]
@@ -87,6 +97,12 @@ def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], gi
             except DeltError as error:
                 raise type(error)(f"method {name}: {error}") from None
             configs[f"{name}-ipc{config.ipc}"] = config
+    if configs:
+        first = next(iter(configs.values()))
+        real = open_set(first.dataset, first.data, torch.device("cpu"))
+        for config in configs.values():
+            check_images(config, real)
+            check_stages(config, len(real.info.classes), real.info.channels, real.info.size)
     return configs
 
 

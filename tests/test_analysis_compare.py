@@ -310,6 +310,38 @@ def test_a_part_of_the_classes_and_another_size_are_in_the_data_sets_name():
     assert data(data_hold_out=0.1) == {"cifar10, 10 % held out"}
 
 
+def test_a_run_is_held_against_its_own_control():
+    """Not against that of the first run in the table, whose teacher and seeds may be others."""
+    first, second = a_run("a"), [replace(entry, run="b", teacher="u") for entry in a_run("b")]
+    second[1] = replace(second[1], accuracy={"soft": Accuracy((50.0, 50.0), (0, 1))})
+    found = [first[0], second[0], first[1], second[1], first[2]]
+    assert differences_to(found, "random")[1:] == differences_to(first, "random")[1:] + differences_to(second, "random")[1:]
+    assert robustness(found, second[0]) == robustness(second, second[0]) != robustness(first, first[0])
+
+
+def test_a_run_without_a_control_takes_that_of_its_teacher_or_says_why_not():
+    own, random, _ = a_run("a")
+    strange = replace(random, run="z", teacher="u", accuracy={"soft": Accuracy((0.0, 0.0), (0, 1))})
+    later = replace(own, run="b")
+    assert differences_to([strange, later, random], "random")[1].split(": ")[1] == differences_to([own, random], "random")[1].split(": ")[1]
+    seeds = replace(random, accuracy={"soft": Accuracy((70.0, 72.0), (7, 8))})
+    assert differences_to([own, seeds], "random")[1:] == ["  a: not known: no students of random have its labels and seeds"]
+
+
+def test_runs_of_different_data_sets_are_refused_over_an_unfinished_one():
+    """What is not known of a run in the middle does not make its neighbours alike."""
+    own, other = a_run("a"), [replace(entry, run="c", fingerprint="beef") for entry in a_run("c")]
+    with pytest.raises(DataError, match=r"run a of digits \(f00d\), run c of digits \(beef\)"):
+        merged([own, unfinished("b"), other])
+    with pytest.raises(DataError, match="run a of digits, run b of digits, 5 classes"):
+        merged([own, [replace(entry, run="b", data="digits, 5 classes", fingerprint="") for entry in unfinished("b")]])
+
+
+def test_a_run_without_measured_seconds_is_of_no_machine():
+    own, *_ = a_run()
+    assert caveats([own, replace(own, run="b", machine="")]) == []
+
+
 def test_differences_under_several_protocols_name_them():
     own, random, _ = a_run()
     random = replace(random, accuracy=own.accuracy)  # as many students, of the same seeds

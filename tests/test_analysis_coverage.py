@@ -52,8 +52,8 @@ def test_sets_of_one_distribution_have_density_near_one():
 @pytest.mark.parametrize(
     ("real", "synthetic", "k", "says"),
     [
-        (vectors(5), vectors(5), 5, "5 real and 5 synthetic images for k = 5"),
-        (vectors(5), vectors(5), 0, "for k = 0"),
+        (vectors(5), vectors(5), 5, "5 real and 5 synthetic images for 5 nearest"),
+        (vectors(5), vectors(5), 0, "for 0 nearest"),
         (vectors(9), vectors(0), 5, "9 real and 0 synthetic"),
         (vectors(9), vectors(9, size=3), 5, r"shapes \[9, 4\] and \[9, 3\]"),
     ],

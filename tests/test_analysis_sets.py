@@ -83,6 +83,14 @@ def test_a_class_of_one_image_has_no_cosine():
     assert " - " in table([measured(toy(per_class=1), toy("real", 1))], toy("real", 1))
 
 
+def test_few_real_images_have_no_density():
+    """Everything else is measured, and the table says what is missing."""
+    few, found = toy("real", 1, per_class=1), toy()
+    row = measured(found, few)
+    assert row.density is None and row.coverage is None and row.cosine == found.cosine
+    assert "3 held-out real images, k = 5; they need more than 5" in table([row], few)
+
+
 def test_sets_of_other_classes_are_refused():
     other = dataclasses.replace(toy("other"), classes=("x", "y", "z"))
     with pytest.raises(DataError, match="other has the classes x, y, z, real has a, b, c"):

@@ -11,7 +11,7 @@ from test_lab_live import wait
 
 import delt
 from delt.analysis.speed import Speed
-from delt.errors import ConfigError
+from delt.errors import ConfigError, DataError, TeacherError
 from delt.lab.schedule import ScheduleExplorer
 
 
@@ -50,6 +50,39 @@ def test_a_slider_moves_the_picture_the_numbers_and_what_must_follow(explorer: S
     assert explorer.config.recover.iterations == 30 and explorer.config.ipc == 2
     with pytest.raises(ConfigError, match="no dial 'MI'; there are iterations, "):
         explorer.turn("MI", 3)
+
+
+def test_a_method_without_earlylate_has_nothing_to_turn(tmp_path: Path) -> None:
+    made = ScheduleExplorer("digits", out=tmp_path, preset="smoke", method="fadrm", ipc=5)
+    made._measuring.join(60)
+    assert {name for name, slider in made.sliders.items() if slider.disabled} == {"round_iterations", "sub_batches"}
+    made.sliders["sub_batches"].value = 3  # by Python alone
+    assert made.sliders["sub_batches"].value == 1 == made.config.recover.sub_batches and "method fadrm means 1" in made.says.value
+    made.sliders["iterations"].value = 2
+    assert made.sliders["iterations"].value == 20 and "2 iterations do not make 4 stages" in made.says.value
+    made.sliders["iterations"].value = 40
+    assert made.config.recover.iterations == 40 and "do not make" not in made.says.value
+    assert made.save_html(tmp_path / "page.html").exists()
+
+
+def test_what_cannot_be_a_teacher_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="vit_b_16 has no BatchNorm layers"):
+        ScheduleExplorer("digits", out=tmp_path, preset="smoke", teacher_arch="vit_b_16")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"), [(DataError("no images"), "no images"), (ValueError("odd"), "could not be measured: ValueError: odd")]
+)
+def test_a_speed_that_cannot_be_measured_is_not_waited_for(
+    error: Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("delt.lab.schedule.measure", broken)
+    made = ScheduleExplorer("digits", out=tmp_path, preset="smoke")
+    made._measuring.join(60)
+    assert says in made.says.value and dict(made.facts())["synthesis on this device"] == "not known" and "not known" in made.numbers.value
 
 
 def test_it_answers_in_150_ms(explorer: ScheduleExplorer) -> None:

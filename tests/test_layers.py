@@ -24,6 +24,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"artifacts"},
     {"engine"},
     {"stages", "methods"},
+    {"checks"},
     {"analysis"},
     {"plots", "progress", "results", "drift", "shares"},
     {"pipeline"},

@@ -423,6 +423,15 @@ def test_full_data_is_trained_once_per_recipe(tmp_path, monkeypatch):
     assert totals == [2 * 2 * 10]  # two sets, two epochs, ten images: the whole set is not trained on again
 
 
+def test_a_script_whose_workers_would_run_it_again_is_told_so(tmp_path):
+    """Worker processes read the script that they were started from; a call that is not under a guard says so, in a line each."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import delt\ndelt.run(delt.configure('digits', preset='smoke', workers=2), {str(tmp_path / 'run')!r})\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "a worker process died" in done.stderr and "__name__ == '__main__'" in done.stderr
+    assert done.stderr.count("Traceback") == 2 and "Busy" not in done.stderr  # of the pool, and of the run
+
+
 def test_own_folder_end_to_end(tmp_path):
     """Colour images of three classes of unequal size, no test part, a name with spaces."""
     generator = torch.Generator().manual_seed(0)

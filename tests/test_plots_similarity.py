@@ -107,6 +107,15 @@ def test_depth_says_where_nothing_was_optimised():
     assert all("no set was optimised" in [text.get_text() for text in ax.texts] for ax in figure.axes)
 
 
+def test_one_image_per_class_has_no_pairs_and_says_so():
+    alone, beside = toy(per_class=1), toy("random", per_class=1, made=False)
+    for figure, words in (
+        (plots.depth([alone, beside]), "no class has two images"),
+        (plots.pairs([alone, beside], 0), "one image has no pairs"),
+    ):
+        assert all(words in [text.get_text() for text in ax.texts] for ax in panels(figure)[:2])
+
+
 def test_embedding_has_a_mark_for_every_image_in_the_colour_of_its_class():
     found, real = toy(), toy("real", per_class=10, made=False, seed=1)
     places, behind = np.random.default_rng(0).normal(size=(12, 2)), np.random.default_rng(1).normal(size=(30, 2))

@@ -44,6 +44,11 @@ def test_a_run_per_method_and_size_beside_the_control(tmp_path):
         ("digits", ["cda"], {"sub_batches": 2}, ConfigError, "method cda: sub_batches is 2, and method cda means 1"),
         ("folder:nowhere", ["delt"], {}, DataError, "method random: .*nowhere is not a folder"),
         ("digits", ["delt"], {"evaluate_students": ["resnet19"]}, ConfigError, "resnet19"),
+        ("digits", ["delt"], {"ipc": 3}, ConfigError, r"ipc is 3, and a study has several: say ipcs=\[3, 10\]"),
+        ("digits", ["delt"], {"method": "cda"}, ConfigError, "method is 'cda', and a study has several: say methods="),
+        ("digits", ["delt"], {"ipcs": 3}, ConfigError, r"ipcs is 3; allowed is a list, as in \[3, 10\]"),
+        ("digits", "delt,rded", {}, ConfigError, "methods is 'delt,rded'; allowed is a list"),
+        ("digits", ["rded"], {"ipcs": [1, 500], "preset": "smoke"}, DataError, "10 of 10 classes of digits have fewer than 500"),
     ],
 )
 def test_refused_before_anything_starts(dataset, methods, given, error, message, tmp_path):

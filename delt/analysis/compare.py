@@ -185,10 +185,12 @@ def merged(groups: Iterable[Sequence[Entry]], controls: Sequence[str] = ("random
 
 
 def _one_data_set(every: Sequence[Entry]) -> None:
-    """Fingerprints decide where both are known: a run that has no teacher yet has none."""
-    for first, other in zip(every, every[1:], strict=False):
-        known = first.fingerprint and other.fingerprint
-        if (first.fingerprint != other.fingerprint) if known else (first.data != other.data):
+    """Fingerprints decide where they are known, else the names of the data: a run that has no teacher yet has no fingerprint."""
+    first = next((entry for entry in every if entry.fingerprint), next(iter(every), None))
+    names = {entry.data for entry in every if first and entry.fingerprint == first.fingerprint}
+    for other in every:
+        known = other.fingerprint != ""
+        if first and ((other.fingerprint != first.fingerprint) if known else (other.data not in names)):
             what = [f"{entry.run} of {entry.data}" + (f" ({entry.fingerprint[:8]})" if known else "") for entry in (first, other)]
             raise DataError(f"run {what[0]}, run {what[1]}: only runs of one data set can be compared, leave the others out")
 
@@ -217,7 +219,7 @@ def caveats(found: Sequence[Entry]) -> list[str]:
         lines.append("cosines were measured in the features of different networks: they cannot be compared")
     if other := sorted({entry.run for entry in small if claims(entry) and not _as_published(entry)}):
         lines.append(f"students trained otherwise than the paper's own, so off does not judge the images alone: {', '.join(other)}")
-    machines = sorted({entry.machine for entry in small if entry.seconds is not None})
+    machines = sorted({entry.machine for entry in small if entry.seconds is not None and entry.machine})
     if len(machines) > 1:
         lines.append(f"seconds are of different machines ({'; '.join(machines)}): compare image-iterations")
     return lines
@@ -232,18 +234,29 @@ def differences(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
 
 
 def differences_to(found: Sequence[Entry], reference: str) -> list[str]:
-    """What each own set is above `reference` (a method or control) of the same size and protocol, a line each, in words."""
+    """What each own set is above `reference` (a method or control) of the same size and protocol, a line each, in words.
+
+    Its own run's reference comes first, then one with the same teacher, then any whose students can be paired with its own.
+    """
     lines = [f"top-1 above {reference}, paired over seeds, mean ± standard error:"]
     for entry in found:
-        beside = next((e for e in found if e.set == reference and (e.ipc, e.protocol) == (entry.ipc, entry.protocol)), None)
-        if beside is None or entry.set in (reference, FULL):
+        others = beside(found, entry, reference)
+        if not others or not entry.accuracy or entry.set in (reference, FULL):
             continue
-        pairs = {kind: paired(own, beside.accuracy[kind]) for kind, own in entry.accuracy.items() if kind in beside.accuracy}
-        words = [f"{kind} {pair}" for kind in KINDS if (pair := pairs.get(kind))]
+        words: list[str] = []
+        for other in others:
+            pairs = {kind: paired(own, other.accuracy[kind]) for kind, own in entry.accuracy.items() if kind in other.accuracy}
+            words = words or [f"{kind} {pair}" for kind in KINDS if (pair := pairs.get(kind))]
         several = len({e.protocol for e in found if (e.run, e.set) == (entry.run, entry.set)}) > 1
         name = f"{entry.run} ({entry.protocol})" if several else entry.run
-        lines += [f"  {name}: {', '.join(words)}"] if words else []
+        lines.append(f"  {name}: {', '.join(words) or f'not known: no students of {reference} have its labels and seeds'}")
     return lines if len(lines) > 1 else []
+
+
+def beside(found: Sequence[Entry], entry: Entry, name: str) -> list[Entry]:
+    """Sets of this name with an entry's size and protocol: its own run's first, then those with its teacher, then the rest."""
+    alike = [other for other in found if other.set == name and (other.ipc, other.protocol) == (entry.ipc, entry.protocol)]
+    return sorted(alike, key=lambda other: (other.run != entry.run, other.teacher != entry.teacher))
 
 
 def label_robust_score(full: float, hard: float, soft: float, random: float) -> float:
@@ -263,12 +276,12 @@ def label_robust_score(full: float, hard: float, soft: float, random: float) -> 
 
 def robustness(found: Sequence[Entry], entry: Entry) -> float | None:
     """The label-robust score of an entry from the numbers beside it; None where one of them is missing."""
-    beside = next((e for e in found if e.set == "random" and (e.ipc, e.protocol) == (entry.ipc, entry.protocol)), None)
+    random = next((e.accuracy["soft"] for e in beside(found, entry, "random") if "soft" in e.accuracy), None)
     like = (e for e in found if e.set == FULL and entry.protocol and e.protocol and e.protocol[:2] == entry.protocol[:2])
-    full = next((e.accuracy["hard"] for e in like if "hard" in e.accuracy), None)
-    if full is None or beside is None or "soft" not in beside.accuracy or not {"soft", "hard"} <= set(entry.accuracy):
+    full = next((e.accuracy["hard"] for e in sorted(like, key=lambda e: e.run != entry.run) if "hard" in e.accuracy), None)
+    if full is None or random is None or not {"soft", "hard"} <= set(entry.accuracy):
         return None
-    return label_robust_score(full.mean, entry.accuracy["hard"].mean, entry.accuracy["soft"].mean, beside.accuracy["soft"].mean)
+    return label_robust_score(full.mean, entry.accuracy["hard"].mean, entry.accuracy["soft"].mean, random.mean)
 
 
 def claims(entry: Entry) -> list[Published]:

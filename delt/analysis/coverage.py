@@ -34,7 +34,8 @@ def density_coverage(real: Tensor, synthetic: Tensor, neighbours: int = NEIGHBOU
     if real.ndim != 2 or synthetic.ndim != 2 or real.shape[1] != synthetic.shape[1]:
         raise DataError(f"features have shapes {list(real.shape)} and {list(synthetic.shape)}; allowed are [N,D] and [M,D]")
     if not 1 <= neighbours < len(real) or not len(synthetic):
-        raise DataError(f"{len(real)} real and {len(synthetic)} synthetic images for k = {neighbours}; needed are more than k, and one")
+        given = f"{len(real)} real and {len(synthetic)} synthetic images for {neighbours} nearest neighbours"
+        raise DataError(f"{given}; needed are a neighbour, more real images than neighbours, and a synthetic one")
     inside, covered = 0, 0
     for part, radii in _balls(real.double(), neighbours):
         within = _distances(part, synthetic.double()) < radii

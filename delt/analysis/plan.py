@@ -13,12 +13,13 @@ from delt.analysis.rates import Rates, flop, measured, read_bench
 from delt.analysis.space import Shape, needed, rooms
 from delt.analysis.speed import duration, groups_of
 from delt.analysis.table import aligned
+from delt.checks import check_plan
 from delt.config import RunConfig
-from delt.data.load import count_images, shape_of
+from delt.data.load import count_images
 from delt.engine.memory import ENOUGH
 from delt.engine.pixels import small_side
 from delt.grouping import packs
-from delt.methods import control_of, require_size
+from delt.methods import control_of
 from delt.recipes import recipe_of
 from delt.runtime import device_of, resolve
 from delt.stages.evaluate import students_of
@@ -89,9 +90,9 @@ def plan_of(config: RunConfig, machine: str = "here") -> Plan:
 
     Raises:
         ConfigError: a schedule that does not fit; results of no machine.
+        DeltError: what a run would refuse, too, as far as it can be told without opening the data set (`delt.checks`).
     """
-    classes, channels, size = shape_of(config.dataset, config.data)
-    require_size(config, size)
+    classes, channels, size = check_plan(config)
     train, test = count_images(config.dataset, config.data)
     shape = Shape(classes, channels, size, train)
     parts = [config, *filter(None, (control_of(config, name) for name in config.evaluate.controls))]

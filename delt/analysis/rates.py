@@ -233,5 +233,5 @@ def _scaled(record: dict[str, Any], load: dict[str, Any], config: RunConfig, sha
     if not trained_there:
         notes.append("training was not measured there: a step is taken for 1.5 times an image-iteration of recover, by their operations")
     notes.append("a pass forward is taken for a third of a step in training; what decoding files takes is not counted")
-    memory = int(variant["peak_memory"] * scale)
+    memory = int(variant["peak_memory"]) if abs(scale - 1) <= 0.05 else None  # operations do not tell it
     return Rates(record["machine"]["device_name"], speed, trained, scale * train / 3, students, looks, _write(shape), memory, tuple(notes))

@@ -128,7 +128,7 @@ class Measures:
 
 
 def measured(found: FeatureSet, real: FeatureSet, neighbours: int = NEIGHBOURS) -> Measures:
-    """Measure a set; density and coverage with respect to `real`, and not at all where it is that set.
+    """Measure a set; density and coverage with respect to `real`, and not at all where it is that set or too small.
 
     Raises:
         DataError: the sets have different classes or features.
@@ -137,7 +137,8 @@ def measured(found: FeatureSet, real: FeatureSet, neighbours: int = NEIGHBOURS) 
         raise DataError(
             f"{found.name} has the classes {_some(found.classes)}, {real.name} has {_some(real.classes)}; they must be the same"
         )
-    density, coverage = (None, None) if found is real else density_coverage(real.features, found.features, neighbours)
+    apart = found is not real and len(real) > neighbours
+    density, coverage = density_coverage(real.features, found.features, neighbours) if apart else (None, None)
     within = statistics.fmean(vendi_by_class(found.features, found.labels).values())
     return Measures(found.name, len(found), found.cosine, within, vendi_score(found.features), density, coverage)
 
@@ -155,10 +156,11 @@ def cells(row: Measures) -> list[str]:
 
 def notes(real: FeatureSet, neighbours: int = NEIGHBOURS) -> list[str]:
     """What the columns mean, one line each."""
+    enough = "fair between sets of one size" if len(real) > neighbours else f"they need more than {neighbours}"
     return [
         "cosine: intra-class similarity, mean over classes; lower is more diverse",
         "Vendi: effective number of different images, in a class (mean over classes) and in all; it grows with the set",
-        f"density, coverage: with respect to {len(real):,} held-out real images, k = {neighbours}; fair between sets of one size",
+        f"density, coverage: with respect to {len(real):,} held-out real images, k = {neighbours}; {enough}",
     ]
 
 

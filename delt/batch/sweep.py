@@ -25,11 +25,12 @@ from delt.batch.notebook import NAME, RUN, execute, means, template, to_html
 from delt.batch.points import Point, Sweep, load_sweep
 from delt.batch.report import noted, read_sweep
 from delt.batch.work import Work, keep_error
+from delt.checks import check_names
 from delt.config import RunConfig
 from delt.data.given import require_given
 from delt.data.load import require_files
 from delt.errors import ConfigError, DeltError, IntegrityError
-from delt.pipeline import Pipeline, check_names
+from delt.pipeline import Pipeline
 from delt.pool import Pool
 from delt.results import read_config
 from delt.runtime import resolve, silent

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from delt import plots
 from delt.analysis.speed import Speed, duration, groups_of, measure
+from delt.checks import check_names
 from delt.config import RunConfig
 from delt.data.load import shape_of
 from delt.data.specs import short_name, spec_of
@@ -28,7 +29,7 @@ from delt.lab.page import save_html
 from delt.lab.panel import ROW, RunPanel, words
 from delt.lab.state import schedule_state
 from delt.lab.view import View
-from delt.methods import changed, configure
+from delt.methods import METHODS, SCHEDULE, changed, configure
 from delt.runtime import resolve
 
 RECORDED = 61  # snapshots of a run that is started here: the start, the end, and what is between
@@ -50,16 +51,19 @@ class ScheduleExplorer(ipywidgets.VBox):
 
     Raises:
         ConfigError: as `delt.configure`; also for a configuration that optimises nothing.
+        TeacherError: a teacher without BatchNorm layers.
     """
 
     def __init__(self, dataset: str | RunConfig = "digits", out: Path | str = "runs/explorer", **given: Any) -> None:
         if not isinstance(dataset, RunConfig):
             given = {"recover_record_count": RECORDED, **given}
         self.base = changed(dataset, given) if isinstance(dataset, RunConfig) else configure(dataset, **given)
+        check_names(self.base)
         if not self.base.recover.iterations:
             raise ConfigError("iterations is 0, so there is no schedule to explore; give at least 1")
         self.out, self.dials, self.note = Path(out), Dials.of(self.base), ""
         self.speed: Speed | None = None
+        self._failed = False  # it could not be measured
         known = len(self.base.data.classes) or spec_of(self.base.dataset).count
         self.classes, self.counted = known or 10, known is not None
         """Classes of the data set, and whether that is known: of an own folder ten are assumed until it has been read."""
@@ -96,6 +100,7 @@ class ScheduleExplorer(ipywidgets.VBox):
             max(top, getattr(self.dials, name)),
             description=SHORT[name],
             tooltip=HELP[name],
+            disabled=name in SCHEDULE and "sub_batches" in METHODS[self.base.method].locked,  # one round: there is nothing to turn
             style={"description_width": "28px"},
             layout={"width": "210px"},
         )
@@ -110,7 +115,12 @@ class ScheduleExplorer(ipywidgets.VBox):
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; allowed is a whole number from 1")
         with self._turn:
-            self.dials, self.note = self.dials.turned(name, value)
+            dials, note = self.dials.turned(name, value)
+            try:
+                self._config_of(dials)
+                self.dials, self.note = dials, note
+            except ConfigError as error:  # the method means something else: all stays as it was
+                self.note = str(error)
             self._show()
 
     def _show(self) -> None:
@@ -140,7 +150,10 @@ class ScheduleExplorer(ipywidgets.VBox):
     @property
     def config(self) -> RunConfig:
         """The configuration of a run with these dials."""
-        return changed(self.base, {name: getattr(self.dials, name) for name in SHORT})
+        return self._config_of(self.dials)
+
+    def _config_of(self, dials: Dials) -> RunConfig:
+        return changed(self.base, {name: getattr(dials, name) for name in SHORT})
 
     @property
     def seconds(self) -> float | None:
@@ -152,11 +165,12 @@ class ScheduleExplorer(ipywidgets.VBox):
     def facts(self) -> list[tuple[str, str]]:
         """What the schedule costs, as (name, text)."""
         schedule, seconds = self.dials.schedule, self.seconds
+        waiting = "not known" if self._failed else "measuring ..."
         return [
             ("image-iterations per class", f"{schedule.image_iterations:,}"),
             (f"in all ({self.classes:,} classes{'' if self.counted else ' assumed'})", f"{schedule.image_iterations * self.classes:,}"),
             ("saved by EarlyLate", f"{schedule.saved:.1%}"),
-            ("synthesis on this device", "measuring ..." if seconds is None else f"about {duration(seconds)}"),
+            ("synthesis on this device", waiting if seconds is None else f"about {duration(seconds)}"),
         ]
 
     def _table(self) -> str:
@@ -174,8 +188,10 @@ class ScheduleExplorer(ipywidgets.VBox):
         try:
             self.classes, self.counted = shape_of(self.base.dataset, self.base.data)[0], True
             self.speed = measure(self.base)
-        except DeltError as error:  # the data or the device are not there: said where the run is started, too
-            self.says.value = words(str(error), "delt-failed")
+        except Exception as error:  # nobody else would hear of it; the data or the device may not be there
+            self._failed = True
+            said = str(error) if isinstance(error, DeltError) else f"the speed could not be measured: {type(error).__name__}: {error}"
+            self.says.value = words(said, "delt-failed")
         with self._turn:
             self.numbers.value = self._table()
         atexit.unregister(self._measuring.join)

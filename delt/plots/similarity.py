@@ -130,6 +130,8 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
         mean = _mean(matrix)
         ax.set_title(elided(styles[found.name].label, int(side / LETTER)) + ("" if mean is None else f"\nmean {mean:.3f}"))
         _mark_sub_batches(ax, part)
+        if mean is None:
+            note(ax, "one image has no pairs")
     for ax in panels.flat[len(sets) :]:
         ax.remove()
     figure.colorbar(panels.flat[0].collections[0], ax=list(panels.flat[: len(sets)]), label="Cosine", shrink=0.8, aspect=30)
@@ -183,10 +185,9 @@ def depth(sets: Sequence[FeatureSet], features: str = "the teacher's features") 
     for found in sets:
         similarity = cosine_to_class(found.features, found.labels, len(found.classes)).numpy()
         if found.sub_batch is None or found.iterations is None:
-            for ax in (by_number, by_updates):
-                ax.axhline(
-                    float(np.nanmean(similarity)), color=styles[found.name].colour, linestyle=dash(styles[found.name]), linewidth=1.2
-                )
+            mean = _mean(similarity)
+            for ax in (by_number, by_updates) if mean is not None else ():
+                ax.axhline(mean, color=styles[found.name].colour, linestyle=dash(styles[found.name]), linewidth=1.2)
             continue
         shift = step * (made.index(found) - (len(made) - 1) / 2)
         _clouds(by_number, found.sub_batch.numpy() + 1 + shift, similarity, styles[found.name], 0.3 * step)
@@ -200,6 +201,8 @@ def depth(sets: Sequence[FeatureSet], features: str = "the teacher's features") 
         ax.grid(axis="y")
         if not made:
             note(ax, "no set was optimised")
+        elif all(len(found) == found.labels.unique().numel() for found in made):
+            note(ax, "no class has two images")
     return figure
 
 

@@ -1,0 +1,82 @@
+"""What is refused before long work begins, because only some of it could be done: one place for runs, studies, sweeps and plans."""
+
+from __future__ import annotations
+
+from delt.config import RunConfig
+from delt.data.given import require_given
+from delt.data.images import RealSet
+from delt.data.load import count_images, require_images, shape_of
+from delt.data.specs import spec_of
+from delt.engine.pixels import small_side
+from delt.errors import ConfigError, DataError, TeacherError
+from delt.methods import require_size
+from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
+from delt.stages.squeeze import backbones
+
+
+def check_names(config: RunConfig) -> None:
+    """Refuse architectures that do not exist or cannot be teachers, before anything is loaded or trained.
+
+    Raises:
+        ConfigError: an unknown architecture (with the nearest), or one that cannot take these images.
+        TeacherError: a teacher without BatchNorm layers.
+    """
+    spec = spec_of(config.dataset)
+    classes, channels, size = len(config.data.classes) or spec.count or 2, spec.channels or 3, config.data.size or spec.size or 64
+    for arch, width in (named(name) for name in {*config.evaluate.students, config.evaluate.features} - {"teacher"}):
+        build(arch, classes, channels, size, width)
+    for name, own in backbones(config.teacher).items():
+        model = build(own.arch, classes, channels, size, own.width)
+        if not has_batchnorm(model):
+            which = f"teacher_arch {own.arch}" if name == "teacher" else f"{name} of teacher_others"
+            raise TeacherError(f"{which} has no BatchNorm layers, whose statistics recover needs: `delt models` marks those that do")
+        if name != "teacher" and own.weights != "train" and (own.arch in CONVNETS or own.width):
+            raise ConfigError(f"teacher_weights {own.weights} holds for teacher_others, too, and {name} has no published weights")
+
+
+def check_stages(config: RunConfig, classes: int, channels: int, size: int) -> None:
+    """Refuse teachers that cannot take the images of the small stages, and settings for images of another size.
+
+    Raises:
+        ConfigError: naming the network or the settings, and the size.
+    """
+    require_size(config, size)
+    if config.recover.iterations and config.recover.stages > 1:
+        for own in backbones(config.teacher).values():
+            model = build(own.arch, classes, channels, size, own.width)
+            require_side(model, own.arch, channels, small_side(size, config.recover))
+
+
+def check_images(config: RunConfig, real: RealSet) -> None:
+    """Refuse a set with fewer training images of a class than are needed.
+
+    Raises:
+        DataError: naming such classes, how many images they have, and what would do.
+    """
+    require_images(real, _needed(config), config.rank.keep == "given")
+
+
+def check_plan(config: RunConfig) -> tuple[int, int, int]:
+    """All of it as far as it can be said without opening the data set; returns its classes, channels and pixels per side.
+
+    Raises:
+        DeltError: as the other functions here, `require_given` and `shape_of`.
+    """
+    check_names(config)
+    classes, channels, size = shape_of(config.dataset, config.data)
+    check_stages(config, classes, channels, size)
+    require_given(config.rank, config.ipc)
+    train, _ = count_images(config.dataset, config.data)
+    if (needed := _needed(config)) * classes > train:
+        raise DataError(
+            f"{config.dataset} has {train:,} training images in {classes:,} classes, so not {needed} of each: use --ipc "
+            f"{max(1, train // classes * config.ipc // needed)} or less, or add images"
+        )
+    return classes, channels, size
+
+
+def _needed(config: RunConfig) -> int:
+    """Real training images of each class that a run draws: none for images from elsewhere, but for their random control."""
+    if config.rank.keep == "given" and "random" not in config.evaluate.controls:
+        return 0
+    return config.ipc * (1 if config.rank.keep == "noise" else config.rank.factor**2)
