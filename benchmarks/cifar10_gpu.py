@@ -59,6 +59,8 @@ FORMS: dict[str, dict[str, Any]] = {  # of `common`, beside the one that it has
     "common": {},
     "common, batch statistics": {"label_statistics": "batch"},
     "common, smaller crops": {"smallest_crop": 0.25},
+    "common, twice the rate": {"lr": 2e-3, "warmup": 50},  # narrow networks want four to eight times as much (benchmarks/LOG.md)
+    "common, four times the rate": {"lr": 4e-3, "warmup": 50},
 }
 HOWS: dict[str, dict[str, Any]] = {  # settings of delt's synthesis, of which none were published for 32 px (benchmarks/LOG.md)
     "published": {},  # for 224 px
@@ -358,11 +360,12 @@ def seconds_of(task: StudentTask) -> float:
 
 
 def choose(bench: Bench, ipc: int, forms: Sequence[str]) -> None:
-    """By one student each of delt on the held-out images: the teacher's length with the form of `common`, then how delt is set."""
+    """By one student each of delt on the held-out images: the form of `common`, then the teacher's length, then how delt is set."""
     if "chosen" in bench.table.record:
         return
     row = Row("delt", ipc, "common", seeds=1, held_out=True, how="published")
-    best = _best(bench, [replace(row, recipe=form, teacher=teacher) for teacher in TEACHERS for form in forms])
+    best = _best(bench, [replace(row, recipe=form, teacher=LONG) for form in forms])
+    best = best and _best(bench, [replace(best, teacher=teacher) for teacher in TEACHERS])
     best = best and _best(bench, [replace(best, how=how) for how in HOWS])
     if best:
         bench.table.say(f"best on the held-out images: {best.name}")

@@ -48,14 +48,17 @@ def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(co
         patch.setattr(cifar10_gpu, "fill", lambda *given: None)  # as if the time had ended here
         begun = command("--choose", "--minutes", "5")
     held_out = [row for row in begun["rows"] if row["held_out"]]
-    first = len(cifar10_gpu.TEACHERS) * len(cifar10_gpu.FORMS)
-    assert len(held_out) == first + len(cifar10_gpu.HOWS) - 1 and begun["held_out"] == 60 and begun["images"] == 540
+    forms, teachers, hows = map(len, (cifar10_gpu.FORMS, cifar10_gpu.TEACHERS, cifar10_gpu.HOWS))
+    assert len(held_out) == forms + teachers - 1 + hows - 1 and begun["held_out"] == 60 and begun["images"] == 540
     chosen = begun["chosen"]
     names = [(row["teacher"], row["recipe"], row["how"]) for row in held_out]
     values = [row["last"][0] for row in held_out]
-    assert values[names.index((chosen["teacher"], chosen["form"], "published"))] == max(values[:first])
-    same = [value for name, value in zip(names, values, strict=True) if name[:2] == (chosen["teacher"], chosen["form"])]
-    assert values[names.index((chosen["teacher"], chosen["form"], chosen["how"]))] == max(same) and len(same) == len(cifar10_gpu.HOWS)
+    found = dict(zip(names, values, strict=True))
+    of_form = {name: value for name, value in found.items() if name[1:] == (chosen["form"], "published")}
+    of_teacher = {name: value for name, value in found.items() if name[:2] == (chosen["teacher"], chosen["form"])}
+    assert found[cifar10_gpu.LONG, chosen["form"], "published"] == max(values[:forms])
+    assert found[chosen["teacher"], chosen["form"], "published"] == max(of_form.values()) and len(of_form) == teachers
+    assert found[chosen["teacher"], chosen["form"], chosen["how"]] == max(of_teacher.values()) and len(of_teacher) == hows
     done = command("--choose", "--minutes", "5")
     assert done["rows"][: len(begun["rows"])] == begun["rows"] and done["left_out"] == []
     assert {(row["method"], row["ipc"], row["recipe"], row["labels"]) for row in done["rows"] if not row["held_out"]} >= {
@@ -86,11 +89,15 @@ def test_a_choice_that_was_left_half_way_is_made_later(command: Any, monkeypatch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar10_gpu.Bench, "synthetic", failing)
         begun = command("--choose", "--minutes", "5")
-    assert "chosen" not in begun and sum(row["held_out"] for row in begun["rows"]) == 3
+    assert "chosen" not in begun and sum(row["held_out"] for row in begun["rows"]) == len(cifar10_gpu.FORMS)
     assert {row["form"] for row in begun["rows"]} == {""}
     monkeypatch.setattr(cifar10_gpu, "fill", lambda bench, *given: bench.train(cifar10_gpu.Row("delt", 3, "common", seeds=1)))
     done = command("--choose", "--minutes", "5")
-    assert done["chosen"] and sum(row["held_out"] for row in done["rows"]) == 6 + len(cifar10_gpu.HOWS) - 1
+    assert (
+        done["chosen"]
+        and sum(row["held_out"] for row in done["rows"])
+        == len(cifar10_gpu.FORMS) + len(cifar10_gpu.TEACHERS) - 1 + len(cifar10_gpu.HOWS) - 1
+    )
     assert {row["how"] for row in done["rows"] if not row["held_out"]} == {done["chosen"]["how"]}
 
 
