@@ -2,13 +2,13 @@
 
     python -m benchmarks.cifar10_settings --data DIR
     python -m benchmarks.cifar10_settings --data DIR --confirm 3
-    python -m benchmarks.cifar10_settings --data DIR --rate 0.004 --only "rded;random;delt" --out benchmarks/results/cifar10_rates.json
+    python -m benchmarks.cifar10_settings --data DIR --recipe '{"lr": 0.004}' --only "rded;random;delt" --out FILE
 
 DIR holds cifar10_train.npz and cifar10_test.npz (see benchmarks.cifar10_gpu). A ResNet-18 of width 8 is teacher and student; the test
 images are used to judge the teacher alone. --confirm makes what was chosen, and what it is held against, anew so many times and tests
-it on the test images, which nothing was chosen by. --rate is the students' peak learning rate in place of their recipe's: what holds
-where they learn little need not hold where they learn more. Eight to fifteen minutes per row on one core, the teacher eleven on two;
-rows that are in --out are not done again, so several processes with other --only share the work once there is a teacher. Writes
+it on the test images, which nothing was chosen by. --recipe changes fields of the students' recipe: what holds where they learn little
+need not hold where they learn more. Eight to fifteen minutes per row on one core, the teacher eleven on two; rows that are in --out are
+not done again, so several processes with other --only share the work once there is a teacher. Writes
 benchmarks/results/cifar10_settings.json, or cifar10_confirmed.json.
 """
 
@@ -42,7 +42,6 @@ from delt.stages.squeeze import make_teacher
 from delt.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
-IPC, EPOCHS = 10, 500
 EASY = {"rank_keep": "easy", "rank_crops": 5}  # RDED's patches
 STEPS = {"recover_lr": 0.05, "recover_bn_weight": 1.0, "recover_min_crop": 0.5}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # method, and what differs from its own settings
@@ -73,16 +72,18 @@ CONFIRMED = (CHOSEN, "rded", AT_ONCE, "random", "delt")
 APART = 10  # seeds between two syntheses: students count theirs from their synthesis' own
 
 
-def measured(name: str, teacher: Teacher, real: RealSet, test: Images, job: Job, seeds: int) -> tuple[list[float], dict[str, Any]]:
+def measured(
+    name: str, teacher: Teacher, real: RealSet, test: Images, job: Job, seeds: int, ipc: int
+) -> tuple[list[float], dict[str, Any]]:
     """Top-1 in % on `test` of students with soft labels, after the last epoch, and how their set was made."""
     method, given = SETTINGS[name]
     shorter = (
         {} if delt.methods.METHODS[method].settings(delt.data.specs.DATASETS["cifar10"]).get("iterations") == 0 else {"iterations": 2000}
     )
     none = {"recover_record_classes": ["none"], "recover_record_count": 2}
-    config = delt.configure("cifar10", method=method, ipc=IPC, **{**shorter, **none, **given})
+    config = delt.configure("cifar10", method=method, ipc=ipc, **{**shorter, **none, **given})
     begun = time.monotonic()
-    made = recover(teacher, rank(teacher, real, config.rank, IPC, job), config.recover, job)
+    made = recover(teacher, rank(teacher, real, config.rank, ipc, job), config.recover, job)
     seconds, how = time.monotonic() - begun, EvaluateConfig(recipe="common", labels=("soft",), seeds=seeds)
     scores = evaluate(made, SoftLabels(teacher, "common"), test, how, job, name=name)
     return [row.last for row in scores], {"name": name, "method": method, "given": given, "seed": job.seed, "synthesis_s": seconds}
@@ -112,7 +113,9 @@ def main() -> None:
     parser.add_argument("--only", help="names of rows, with semicolons")
     parser.add_argument("--confirm", type=int, default=0, help="syntheses of each row, tested on the test images")
     parser.add_argument("--seeds", type=int, default=2, help="students per row")
-    parser.add_argument("--rate", type=float, help="peak learning rate of the students, in place of the recipe's")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="fields of the students' recipe that are others, as JSON")
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=500, help="of a student")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--teacher-epochs", type=int, default=10)
     parser.add_argument("--state", type=Path, default=Path("runs/cifar10_settings"), help="where the teacher is kept")
@@ -134,18 +137,18 @@ def main() -> None:
             options.state, "teacher"
         )
     teacher = Teacher.load(place)
-    recipe = replace(recipe_of("common", "cifar10", 32, IPC), epochs=EPOCHS, test_every=EPOCHS)
-    RECIPES["common"] = recipe = replace(recipe, lr=options.rate or recipe.lr, cases=())
+    recipe = replace(recipe_of("common", "cifar10", 32, options.ipc), epochs=options.epochs, test_every=options.epochs)
+    RECIPES["common"] = replace(recipe, **options.recipe)
     facts = {"machine": machine(job.runtime), "train": source, "teacher": teacher.card.accuracy, "width": teacher.card.width}
-    facts["rate"] = recipe.lr
+    facts |= {"ipc": options.ipc, "epochs": options.epochs, "recipe": options.recipe}
     kind, test = ("test", real.test) if options.confirm else ("held_out", held_out)
     for seed, name in itertools.product(syntheses, wanted):
         if (name, seed) in {(row["name"], row.get("seed", 0)) for row in rows_in(out)}:
             continue
-        found, how = measured(name, teacher, real, test, replace(job, seed=seed), options.seeds)
+        found, how = measured(name, teacher, real, test, replace(job, seed=seed), options.seeds, options.ipc)
         print(f"{name}, seed {seed}: {statistics.fmean(found):.2f} {found}", flush=True)
         rows = [*rows_in(out), {**how, kind: found}]  # others may have written meanwhile
-        write_json(out, {**facts, "ipc": IPC, "epochs": EPOCHS, "rows": rows})
+        write_json(out, {**facts, "rows": rows})
     if options.confirm:
         print("\n".join(compared(rows_in(out))))
 
