@@ -141,6 +141,9 @@ def main() -> None:
     RECIPES["common"] = replace(recipe, **options.recipe)
     facts = {"machine": machine(job.runtime), "train": source, "teacher": teacher.card.accuracy, "width": teacher.card.width}
     facts |= {"ipc": options.ipc, "epochs": options.epochs, "recipe": options.recipe}
+    known = {"recipe": {}, **json.loads(out.read_text())} if out.is_file() else facts
+    if differ := [name for name in ("width", "ipc", "epochs", "recipe") if known[name] != facts[name]]:
+        parser.error(f"{out} holds rows with another {', '.join(differ)}: give another --out")
     kind, test = ("test", real.test) if options.confirm else ("held_out", held_out)
     for seed, name in itertools.product(syntheses, wanted):
         if (name, seed) in {(row["name"], row.get("seed", 0)) for row in rows_in(out)}:

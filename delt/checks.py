@@ -5,7 +5,7 @@ from __future__ import annotations
 from delt.config import RunConfig
 from delt.data.given import require_given
 from delt.data.images import RealSet
-from delt.data.load import count_images, require_images, shape_of
+from delt.data.load import class_counts, count_images, require_files, shape_of
 from delt.data.specs import spec_of
 from delt.engine.pixels import small_side
 from delt.errors import ConfigError, DataError, TeacherError
@@ -34,6 +34,17 @@ def check_names(config: RunConfig) -> None:
             raise ConfigError(f"teacher_weights {own.weights} holds for teacher_others, too, and {name} has no published weights")
 
 
+def check_config(config: RunConfig) -> None:
+    """What can be said of a run without reading a file: its names, and whether the folders that it needs are there.
+
+    Raises:
+        DeltError: as `check_names`, `require_files` and `require_given`.
+    """
+    check_names(config)
+    require_files(config.dataset, config.data)
+    require_given(config.rank, config.ipc)
+
+
 def check_stages(config: RunConfig, classes: int, channels: int, size: int) -> None:
     """Refuse teachers that cannot take the images of the small stages, and settings for images of another size.
 
@@ -51,9 +62,16 @@ def check_images(config: RunConfig, real: RealSet) -> None:
     """Refuse a set with fewer training images of a class than are needed.
 
     Raises:
-        DataError: naming such classes, how many images they have, and what would do.
+        DataError: names the first five such classes, their images and how many more there are, and what would do.
     """
-    require_images(real, _needed(config), config.rank.keep == "given")
+    counts, needed = class_counts(real.train, len(real.info.classes)), _needed(config)
+    short = [f"{name!r} ({count})" for name, count in zip(real.info.classes, counts, strict=True) if count < needed]
+    if short:
+        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+        raise DataError(
+            f"{len(short)} of {len(counts)} classes of {real.info.name} have fewer than {needed} training images: "
+            f"{', '.join(short[:5])}{more}; {_instead(config, min(counts))}"
+        )
 
 
 def check_plan(config: RunConfig) -> tuple[int, int, int]:
@@ -68,10 +86,8 @@ def check_plan(config: RunConfig) -> tuple[int, int, int]:
     require_given(config.rank, config.ipc)
     train, _ = count_images(config.dataset, config.data)
     if (needed := _needed(config)) * classes > train:
-        raise DataError(
-            f"{config.dataset} has {train:,} training images in {classes:,} classes, so not {needed} of each: use --ipc "
-            f"{max(1, train // classes * config.ipc // needed)} or less, or add images"
-        )
+        about = f"{config.dataset} has {train:,} training images in {classes:,} classes, so not {needed} of each"
+        raise DataError(f"{about}: {_instead(config, train // classes)}")
     return classes, channels, size
 
 
@@ -79,4 +95,17 @@ def _needed(config: RunConfig) -> int:
     """Real training images of each class that a run draws: none for images from elsewhere, but for their random control."""
     if config.rank.keep == "given" and "random" not in config.evaluate.controls:
         return 0
-    return config.ipc * (1 if config.rank.keep == "noise" else config.rank.factor**2)
+    return config.ipc * _tiles(config)
+
+
+def _tiles(config: RunConfig) -> int:
+    """Real images in a synthetic one; noise has none, and stands beside random ones."""
+    return 1 if config.rank.keep == "noise" else config.rank.factor**2
+
+
+def _instead(config: RunConfig, images: int) -> str:
+    """What would do where a class has no more than so many training images."""
+    if config.rank.keep == "given":
+        return "leave out their random control (--evaluate-controls ''), or add images"
+    most = images // _tiles(config)
+    return f"use --ipc {most} or less, or add images" if most else "add images"

@@ -42,11 +42,18 @@ class Reins:
             raise Stopped(f"stopped by {name}; the same command goes on where it was", exit_code=self.exit_code)
 
     def guard(self, emit: Emit) -> Emit:
-        """The same listener, which raises `Stopped` once a signal came."""
+        """The same listener, which raises `Stopped` once a signal came; once it raised it, it does so at every word."""
+        said: list[Stopped] = []
 
         def heard(event: dict[str, Any]) -> None:
-            emit(event)
-            self.check()
+            if said:
+                raise said[0]
+            try:
+                emit(event)
+                self.check()
+            except Stopped as stop:
+                said.append(stop)
+                raise
 
         return heard
 

@@ -16,10 +16,9 @@ import torch
 
 from delt import storage
 from delt.analysis.compare import Entry, differences_to, table
-from delt.checks import check_images, check_names, check_stages
+from delt.checks import check_config, check_images, check_stages
 from delt.config import RunConfig
-from delt.data.given import require_given
-from delt.data.load import open_set, require_files
+from delt.data.load import open_set
 from delt.data.specs import spec_of
 from delt.errors import ConfigError, DeltError
 from delt.methods import METHODS, SCHEDULE, configure
@@ -77,7 +76,7 @@ def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], gi
             raise ConfigError(f"{name} is {given[name]!r}, and a study has several: say {use}")
     if isinstance(methods, str) or not isinstance(methods, Iterable):
         raise ConfigError(f'methods is {methods!r}; allowed is a list, as in ["rded", "delt"]')
-    if isinstance(ipcs, str) or not isinstance(ipcs, Iterable):
+    if isinstance(ipcs, str) or not isinstance(ipcs, Iterable) or not (ipcs := list(ipcs)):
         raise ConfigError(f"ipcs is {ipcs!r}; allowed is a list, as in [3, 10]")
     methods = list(methods)
     given, own = {name: value for name, value in given.items() if value is not None}, _own_recipes(given)
@@ -91,18 +90,14 @@ def planned(dataset: str, methods: Iterable[str], ipcs: Iterable[int | None], gi
         for name in names:
             try:
                 config = absolute(configure(dataset, **{**usual, **_for(name, dataset, given), "method": name, "ipc": ipc}))
-                check_names(config)
-                require_files(config.dataset, config.data)
-                require_given(config.rank, config.ipc)
+                check_config(config)
             except DeltError as error:
                 raise type(error)(f"method {name}: {error}") from None
             configs[f"{name}-ipc{config.ipc}"] = config
-    if configs:
-        first = next(iter(configs.values()))
-        real = open_set(first.dataset, first.data, torch.device("cpu"))
-        for config in configs.values():
-            check_images(config, real)
-            check_stages(config, len(real.info.classes), real.info.channels, real.info.size)
+    real = open_set(config.dataset, config.data, torch.device("cpu"))  # the same for all
+    for config in configs.values():
+        check_images(config, real)
+        check_stages(config, len(real.info.classes), real.info.channels, real.info.size)
     return configs
 
 

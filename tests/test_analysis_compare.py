@@ -337,6 +337,13 @@ def test_runs_of_different_data_sets_are_refused_over_an_unfinished_one():
         merged([own, [replace(entry, run="b", data="digits, 5 classes", fingerprint="") for entry in unfinished("b")]])
 
 
+def test_unfinished_runs_of_different_data_sets_are_refused():
+    other = [replace(entry, run="b", data="cifar10") for entry in unfinished("b")]
+    with pytest.raises(DataError, match="run a of digits, run b of cifar10"):
+        merged([unfinished("a"), other])
+    assert merged([]) == [] and len(merged([unfinished("a"), unfinished("b")])) == 2
+
+
 def test_a_run_without_measured_seconds_is_of_no_machine():
     own, *_ = a_run()
     assert caveats([own, replace(own, run="b", machine="")]) == []

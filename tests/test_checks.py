@@ -65,11 +65,22 @@ def test_published_weights_of_others_are_not_invented() -> None:
         check_names(config)
 
 
+def test_too_few_images_are_named() -> None:
+    digits = delt.open_set("digits", small().data, torch.device("cpu"))
+    check_images(small(ipc=130), digits)
+    with pytest.raises(
+        DataError, match=r"1 of 10 classes of digits have fewer than 131 training images: '8' \(130\); use --ipc 130 or less"
+    ):
+        check_images(small(ipc=131), digits)
+    with pytest.raises(DataError, match=r"10 of 10 .*: '0' \(134\), '1' \(136\), '2' \(133\), '3' \(137\), '4' \(136\) and 5 more;"):
+        check_images(small(ipc=200), digits)
+
+
 def test_images_of_each_class_are_counted() -> None:
     check_images(small(ipc=3), set_of(3, 4))
     with pytest.raises(DataError, match=r"1 of 2 classes of toy have fewer than 4 training images: 'a' \(3\); use --ipc 3 or less"):
         check_images(small(ipc=4), set_of(3, 4))
-    with pytest.raises(DataError, match="fewer than 8"):
+    with pytest.raises(DataError, match="fewer than 8 .*; use --ipc 1 or less"):
         check_images(small(ipc=2, rank_factor=2), set_of(7, 8))
     check_images(small(ipc=4, method="sre2l", rank_factor=2), set_of(4, 4))
 

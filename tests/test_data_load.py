@@ -20,7 +20,7 @@ from delt.config import DataConfig
 from delt.data import load, stream
 from delt.data.decode import BadImage
 from delt.data.images import Notes, TensorImages
-from delt.data.load import class_counts, count_images, data_root, held_out, open_set, require_files, require_images, resized, shape_of
+from delt.data.load import class_counts, count_images, data_root, held_out, open_set, require_files, resized, shape_of
 from delt.data.specs import spec_of
 from delt.data.stream import StreamImages
 from delt.errors import ConfigError, DataError
@@ -413,16 +413,6 @@ def test_held_out_depends_on_the_keys_alone():
 
 def test_class_counts_count_absent_classes():
     assert class_counts(TensorImages(torch.zeros(3, 1, 1, 1), torch.tensor([0, 2, 2])), 4) == [1, 0, 2, 0]
-
-
-def test_too_few_images_are_named(digits, tmp_path):
-    require_images(digits, 130)
-    with pytest.raises(
-        DataError, match=r"1 of 10 classes of digits have fewer than 131 training images: '8' \(130\); use --ipc 130 or less"
-    ):
-        require_images(digits, 131)
-    with pytest.raises(DataError, match=r"10 of 10 .*: '0' \(134\), '1' \(136\), '2' \(133\), '3' \(137\), '4' \(136\) and 5 more;"):
-        require_images(digits, 200)
 
 
 # ---------------------------------------------------------------- without opening it

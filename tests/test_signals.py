@@ -19,6 +19,22 @@ from delt.errors import Stopped
 from delt.signals import Reins, deafen, heeded, unheard
 
 
+def test_a_listener_that_said_stop_is_not_asked_again():
+    heard = []
+
+    def listener(event):
+        heard.append(event)
+        raise Stopped("enough")
+
+    with heeded() as reins:
+        emit, other = reins.guard(listener), reins.guard(heard.append)
+        for step in range(3):
+            with pytest.raises(Stopped, match="enough"):
+                emit({"step": step})
+        other({"step": "of another"})
+    assert heard == [{"step": 0}, {"step": "of another"}]
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_the_work_between_two_steps(name, code, capsys):
     number, done, told = getattr(signal, name), [], []

@@ -47,6 +47,7 @@ def test_a_run_per_method_and_size_beside_the_control(tmp_path):
         ("digits", ["delt"], {"ipc": 3}, ConfigError, r"ipc is 3, and a study has several: say ipcs=\[3, 10\]"),
         ("digits", ["delt"], {"method": "cda"}, ConfigError, "method is 'cda', and a study has several: say methods="),
         ("digits", ["delt"], {"ipcs": 3}, ConfigError, r"ipcs is 3; allowed is a list, as in \[3, 10\]"),
+        ("digits", ["delt"], {"ipcs": []}, ConfigError, r"ipcs is \[\]; allowed is a list"),
         ("digits", "delt,rded", {}, ConfigError, "methods is 'delt,rded'; allowed is a list"),
         ("digits", ["rded"], {"ipcs": [1, 500], "preset": "smoke"}, DataError, "10 of 10 classes of digits have fewer than 500"),
     ],

@@ -174,7 +174,8 @@ def merged(groups: Iterable[Sequence[Entry]], controls: Sequence[str] = ("random
         DataError: the runs are of different data sets.
     """
     every = [entry for group in groups for entry in group]
-    _one_data_set(every)
+    if every:
+        _one_data_set(every)
     kept, seen = [], set()
     for entry in sorted(every, key=lambda entry: (not entry.own) + (entry.set == FULL)):
         same = (entry.digest, entry.teacher, entry.protocol, *sorted((kind, found.values) for kind, found in entry.accuracy.items()))
@@ -186,11 +187,11 @@ def merged(groups: Iterable[Sequence[Entry]], controls: Sequence[str] = ("random
 
 def _one_data_set(every: Sequence[Entry]) -> None:
     """Fingerprints decide where they are known, else the names of the data: a run that has no teacher yet has no fingerprint."""
-    first = next((entry for entry in every if entry.fingerprint), next(iter(every), None))
-    names = {entry.data for entry in every if first and entry.fingerprint == first.fingerprint}
-    for other in every:
+    first, *rest = sorted(every, key=lambda entry: not entry.fingerprint)  # those that are known come first
+    names = {first.data}
+    for other in rest:
         known = other.fingerprint != ""
-        if first and ((other.fingerprint != first.fingerprint) if known else (other.data not in names)):
+        if (other.fingerprint != first.fingerprint) if known else (other.data not in names):
             what = [f"{entry.run} of {entry.data}" + (f" ({entry.fingerprint[:8]})" if known else "") for entry in (first, other)]
             raise DataError(f"run {what[0]}, run {what[1]}: only runs of one data set can be compared, leave the others out")
 
@@ -243,14 +244,17 @@ def differences_to(found: Sequence[Entry], reference: str) -> list[str]:
         others = beside(found, entry, reference)
         if not others or not entry.accuracy or entry.set in (reference, FULL):
             continue
-        words: list[str] = []
-        for other in others:
-            pairs = {kind: paired(own, other.accuracy[kind]) for kind, own in entry.accuracy.items() if kind in other.accuracy}
-            words = words or [f"{kind} {pair}" for kind in KINDS if (pair := pairs.get(kind))]
+        words = next(filter(None, (_above(entry, other) for other in others)), "")
         several = len({e.protocol for e in found if (e.run, e.set) == (entry.run, entry.set)}) > 1
         name = f"{entry.run} ({entry.protocol})" if several else entry.run
-        lines.append(f"  {name}: {', '.join(words) or f'not known: no students of {reference} have its labels and seeds'}")
+        lines.append(f"  {name}: {words or f'not known: no students of {reference} have its labels and seeds'}")
     return lines if len(lines) > 1 else []
+
+
+def _above(entry: Entry, other: Entry) -> str:
+    """How far an entry is above another, by kind of label; empty where no students can be paired."""
+    pairs = {kind: paired(own, other.accuracy[kind]) for kind, own in entry.accuracy.items() if kind in other.accuracy}
+    return ", ".join(f"{kind} {pair}" for kind in KINDS if (pair := pairs.get(kind)))
 
 
 def beside(found: Sequence[Entry], entry: Entry, name: str) -> list[Entry]:

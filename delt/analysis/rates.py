@@ -228,10 +228,11 @@ def _scaled(record: dict[str, Any], load: dict[str, Any], config: RunConfig, sha
     trained = {teacher: ratio(one.arch, one.width) * train for teacher, one in backbones(own).items() if one.weights == "train"}
     size = load["load"]["size"]
     notes = [f"rates of {record['machine']['device_name']} at {size} px ({name}), measured {record['date'][:10]}"]
-    if abs(scale - 1) > 0.05:
+    alike = abs(scale - 1) <= 0.05
+    if not alike:
         notes.append(f"scaled from its {load['load']['arch']} at {size} px by the operations of an image ({scale:.3g} times)")
     if not trained_there:
         notes.append("training was not measured there: a step is taken for 1.5 times an image-iteration of recover, by their operations")
     notes.append("a pass forward is taken for a third of a step in training; what decoding files takes is not counted")
-    memory = int(variant["peak_memory"]) if abs(scale - 1) <= 0.05 else None  # operations do not tell it
+    memory = int(variant["peak_memory"]) if alike else None  # operations do not tell it
     return Rates(record["machine"]["device_name"], speed, trained, scale * train / 3, students, looks, _write(shape), memory, tuple(notes))

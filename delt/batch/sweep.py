@@ -25,10 +25,8 @@ from delt.batch.notebook import NAME, RUN, execute, means, template, to_html
 from delt.batch.points import Point, Sweep, load_sweep
 from delt.batch.report import noted, read_sweep
 from delt.batch.work import Work, keep_error
-from delt.checks import check_names
+from delt.checks import check_config
 from delt.config import RunConfig
-from delt.data.given import require_given
-from delt.data.load import require_files
 from delt.errors import ConfigError, DeltError, IntegrityError
 from delt.pipeline import Pipeline
 from delt.pool import Pool
@@ -99,9 +97,7 @@ def check(point: Point, folder: Path, here: bool = True) -> None:
         DeltError: naming the point.
     """
     try:
-        check_names(point.config)
-        require_files(point.config.dataset, point.config.data)
-        require_given(point.config.rank, point.config.ipc)
+        check_config(point.config)
         try:
             config = replace(point.config, runtime=resolve(point.config.runtime))
         except ConfigError:

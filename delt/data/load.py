@@ -366,24 +366,3 @@ def class_counts(images: Images, classes: int) -> list[int]:
     """How many images each class has."""
     counts: list[int] = images.labels.bincount(minlength=classes).tolist()
     return counts
-
-
-def require_images(real: RealSet, ipc: int, given: bool = False) -> None:
-    """Refuse a set with fewer training images of a class than `ipc`.
-
-    Args:
-        given: the synthetic images come from elsewhere, and so does their number; random ones are to stand beside them.
-
-    Raises:
-        DataError: names the first five such classes, their images and how many more there are.
-    """
-    counts = class_counts(real.train, len(real.info.classes))
-    short = [f"{name!r} ({count})" for name, count in zip(real.info.classes, counts, strict=True) if count < ipc]
-    if short:
-        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-        most = f"use --ipc {min(counts)} or less, or add images" if min(counts) else "add images"
-        most = "leave out their random control (--evaluate-controls ''), or add images" if given else most
-        raise DataError(
-            f"{len(short)} of {len(counts)} classes of {real.info.name} have fewer than {ipc} training images: "
-            f"{', '.join(short[:5])}{more}; {most}"
-        )

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -109,32 +109,16 @@ def packs_of(teachers: tuple[Teacher, ...], ipc: int, config: RecoverConfig, job
 
 def units_of(tasks: Sequence[PackTask], patches: Patches, job: Job) -> Iterator[Unit]:
     """Optimise the packs, or find them finished: yields their results one after the other, in ranks that follow none."""
-    emit = _lasting(job.emit)
-    with contextlib.suppress(Stopped):  # then every pack finds it raised before its first step
-        emit({"stage": "recover", "total": sum(task.image_iterations for task in tasks), "unit": "img-it"})
 
     def ready(task: PackTask) -> PackTask:
         unit = finished(task)
         return replace(task, unit=unit) if unit else replace(task, start=patches.of(task.members))
 
     with heeded(passed_on=True) as reins:
-        yield from replace(job, emit=reins.guard(emit)).each(recover_pack, tasks, ready, lambda task: task.image_iterations)
-
-
-def _lasting(emit: Emit) -> Emit:
-    """A listener whose `Stopped` holds for all that it would hear afterwards: each pack ends at the first word of it."""
-    said: list[Stopped] = []
-
-    def listener(event: dict[str, Any]) -> None:
-        if said:
-            raise said[0]
-        try:
-            emit(event)
-        except Stopped as stop:
-            said.append(stop)
-            raise
-
-    return listener
+        emit = reins.guard(job.emit)
+        with contextlib.suppress(Stopped):  # then every pack finds it raised before its first step
+            emit({"stage": "recover", "total": sum(task.image_iterations for task in tasks), "unit": "img-it"})
+        yield from replace(job, emit=emit).each(recover_pack, tasks, ready, lambda task: task.image_iterations)
 
 
 def _schedule(config: RecoverConfig, ipc: int) -> Schedule:
