@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing import reduction
 from typing import Any, TypeVar
 
+from delt import processes
 from delt.config import RuntimeConfig
 from delt.errors import RunError, Stopped
 from delt.runtime import Emit, apply, peak_memory, reset_peak, silent
@@ -41,8 +42,8 @@ def same(task: T) -> T:
 class Pool:
     """Worker processes that live as long as the `with` block; tasks and results travel as plain pickles.
 
-    Processes are spawned, not forked, so that this also works from a notebook kernel with threads. Beyond a few there are never
-    more than a stage had tasks: each takes seconds and half a gigabyte to start, and a machine may have hundreds of cores.
+    They come from `delt.processes`, so that this also works from a notebook kernel with threads. Beyond a few there are never
+    more than a stage had tasks: a machine may have hundreds of cores.
     """
 
     runtime: RuntimeConfig
@@ -101,6 +102,7 @@ class Pool:
                     self.peak = max(self.peak, peak)
                     yield result
             except BrokenProcessPool as error:
+                self._stop.value = 1  # those that are left need not finish what nobody will ask for
                 executor.shutdown(wait=False)
                 self._executor = None  # the next call starts fresh processes
                 raise RunError(
@@ -118,9 +120,9 @@ class Pool:
         if self._up < count:
             self._end()
         if self._executor is None:
-            context = multiprocessing.get_context("spawn")
+            context = processes.context()
             self._events, self._stop, self._up = context.Queue(), context.Value("b", 0, lock=False), count
-            given = (self.runtime, self._events, context.Barrier(count), self._stop, _Open(self.lock))
+            given = (self.runtime, self._events, context.Barrier(count), self._stop, _Open(self.lock), dict(os.environ))
             self._executor = ProcessPoolExecutor(count, context, _enter_worker, given)
             wait([self._executor.submit(_arrive, module) for _ in range(count)])
             self.startup += time.monotonic() - begun
@@ -139,9 +141,11 @@ _worker_lock: Any = None
 _worker_runtime = RuntimeConfig()
 
 
-def _enter_worker(runtime: RuntimeConfig, events: Any, barrier: Any, stop: Any, lock: Any) -> None:
+def _enter_worker(runtime: RuntimeConfig, events: Any, barrier: Any, stop: Any, lock: Any, environment: dict[str, str]) -> None:
     global _worker_events, _worker_barrier, _worker_stop, _worker_lock, _worker_runtime
     _worker_events, _worker_barrier, _worker_stop, _worker_lock, _worker_runtime = events, barrier, stop, lock, runtime
+    os.environ.clear()
+    os.environ.update(environment)  # as it is now, not as it was when the server of processes began
     deafen()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     apply(dataclasses.replace(runtime, threads=runtime.threads or 1))

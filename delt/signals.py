@@ -107,12 +107,12 @@ def heeded(at_once: Callable[[], None] | None = None, *, passed_on: bool = False
 
 
 @contextlib.contextmanager
-def unheard() -> Iterator[None]:
-    """Processes that start in the block hear nothing of Ctrl-C and of a closed terminal, which tells all of its processes.
+def unheard(*others: signal.Signals) -> Iterator[None]:
+    """Processes that start in the block hear nothing of Ctrl-C and of a closed terminal, which tells all of its processes, nor of `others`.
 
     This one hears of it after the block, or at once where it has other threads.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, *others})
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ import functools
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from delt import processes
 from delt.data.decode import BadImage, decode, see_through
 from delt.data.images import TensorImages
 from delt.data.kept import Kept
@@ -164,7 +164,8 @@ def _each(work: Callable[[Any], Any], parts: Sequence[Any], workers: int) -> Ite
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=workers,
-            multiprocessing_context=_context() if workers else None,
+            multiprocessing_context=processes.context() if workers else None,
+            worker_init_fn=_begin,
             generator=stream("stream"),  # without its own, the loader would draw from the global generator
         )
     )
@@ -174,11 +175,9 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _context() -> BaseContext:
-    """Workers come from a clean server process that has torch loaded: quick to start, and safe beside threads and CUDA."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+def _begin(number: int) -> None:
+    """In a process of the loader, which ends its processes by SIGTERM where they do not end by themselves."""
+    processes.hear()
 
 
 def spare_workers() -> int:
