@@ -171,6 +171,25 @@ def test_a_pool_whose_process_dies_says_so_and_starts_afresh(pool: Pool):
     assert mapped(pool, refuse, [0, 1]) == [0, 1]
 
 
+def die_beside_another(task: Path | None, emit: Emit) -> None:
+    if task is None:
+        time.sleep(0.2)
+        os._exit(9)
+    task.write_text(until_stopped(0, emit))
+
+
+def test_who_is_left_beside_a_dead_process_stops_between_two_steps(tmp_path: Path):
+    """Nobody will ask for what it makes, and the program could not end before it."""
+    note = tmp_path / "note"
+    with Pool(RuntimeConfig(device="cpu", workers=2, threads=1)) as pool:
+        with pytest.raises(RunError, match="a worker process died"):
+            mapped(pool, die_beside_another, [None, note])
+        until = time.monotonic() + 10
+        while not (note.exists() and note.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+    assert note.read_text() == "stopped"
+
+
 @pytest.mark.parametrize(("workers", "count"), [(1, 3), (2, 1)])
 def test_little_work_stays_in_this_process(workers: int, count: int):
     events: list[dict[str, Any]] = []
