@@ -210,7 +210,7 @@ class RecoverConfig(Section):
     )
     drop_empty_rounds: bool = option(
         False,
-        "leave out rounds in which no image of a group joins (published): its run is shorter, so results depend on group_size",
+        "leave out the rounds before the first image of a group joins (published): its run is shorter, so results depend on group_size",
     )
     adam_steps: str = option(
         "sub_batch",

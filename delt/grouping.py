@@ -64,7 +64,7 @@ def make_groups(
     Args:
         schedule: of one class; `schedule.sub_batch_of[i]` is the sub-batch of its i-th image.
         rounds: images of each class in a mixed group.
-        drop_empty: leave out the rounds in which no image of a group joins; its run and schedules shrink.
+        drop_empty: leave out the rounds before the first image of a group joins; its run and schedules shrink.
     """
     ipc = schedule.ipc
     if grouping == "mixed":
@@ -81,11 +81,9 @@ def _group(images: list[tuple[int, int]], schedule: Schedule, drop_empty: bool) 
     members = tuple(sorted(images, key=lambda image: (depth[image[1]], image)))
     counts = Counter(depth[i] for _, i in members)
     sizes = [counts[k] for k in range(schedule.sub_batches)]
-    iterations = schedule.iterations
-    if drop_empty:
-        iterations -= schedule.round_iterations * sizes.count(0)
-        sizes = [size for size in sizes if size]
-    return Group(members, Schedule(iterations, schedule.round_iterations, tuple(sizes)))
+    empty = depth[members[0][1]] if drop_empty else 0  # rounds in which nothing is optimised yet
+    iterations = schedule.iterations - empty * schedule.round_iterations
+    return Group(members, Schedule(iterations, schedule.round_iterations, tuple(sizes[empty:])))
 
 
 def packs(groups: Sequence[Group], packing: int) -> list[list[Group]]:

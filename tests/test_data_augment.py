@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from delt.data import augment, randaugment
 from delt.data.augment import (
+    RATIOS,
     Mix,
     axis_operator,
     draw_boxes,
@@ -94,14 +95,16 @@ def test_warp_passes_the_gradient_and_broadcasts_over_leading_axes() -> None:
     assert torch.allclose(gradient, wanted, atol=1e-12)
 
 
-@pytest.mark.parametrize(("size", "smallest"), [(32, 0.08), (8, 0.3), (64, 0.9)])
-def test_boxes_are_distributed_as_torchvisions(size: int, smallest: float) -> None:
+@pytest.mark.parametrize(
+    ("size", "smallest", "ratios"), [(32, 0.08, RATIOS), (8, 0.3, RATIOS), (64, 0.9, RATIOS), (32, 0.08, (1.0, 1.0)), (64, 0.3, (0.5, 0.8))]
+)
+def test_boxes_are_distributed_as_torchvisions(size: int, smallest: float, ratios: tuple[float, float]) -> None:
     count = 3000
-    ours = draw_boxes(count, size, smallest, generator(5)).double()
+    ours = draw_boxes(count, size, smallest, generator(5), ratios).double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
         image = torch.empty(1, size, size)
-        theirs = torch.tensor([RandomResizedCrop.get_params(image, [smallest, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]).double()
+        theirs = torch.tensor([RandomResizedCrop.get_params(image, [smallest, 1.0], list(ratios)) for _ in range(count)]).double()
 
     def measures(boxes: Tensor) -> dict[str, Tensor]:
         top, left, height, width = boxes.unbind(1)

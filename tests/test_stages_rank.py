@@ -203,7 +203,9 @@ def test_the_best_crop_stands_for_its_image(factor: int, teacher: Teacher, real:
     tries, side = 4, SIZE // factor
     ranking = ranked(teacher, real, 1, seed=6, keep="hard", crops=tries, factor=factor)
     for label in range(len(CLASSES)):
-        boxes = draw_boxes(EACH * tries, SIZE, SMALLEST, stream(6, "rank", "crops", label)).view(EACH, tries, 4).tolist()
+        boxes = draw_boxes(EACH * tries, SIZE, SMALLEST, stream(6, "rank", "crops", label), (1.0, 1.0))
+        boxes, square = boxes.view(EACH, tries, 4).tolist(), boxes[:, 2] == boxes[:, 3]
+        assert square.all(), "RDED's crops keep their shape"
         for image, own in zip(torch.nonzero(real.train.labels == label)[:, 0].tolist(), boxes, strict=True):
             pixels = normalise(real.train.fetch(torch.tensor([image])), MEAN, STD)[0]
             pad = (SIZE - side) // 2

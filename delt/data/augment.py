@@ -18,25 +18,25 @@ from torch import Tensor
 
 from delt.runtime import Streams, drawn, send
 
-RATIO = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop
+RATIOS = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop
 ATTEMPTS = 10
 BOX = 2 * ATTEMPTS + 2  # uniform numbers behind a box: areas, aspect ratios, place
 
 
-def draw_boxes(count: int, size: int, smallest: float, streams: Streams) -> Tensor:
+def draw_boxes(count: int, size: int, smallest: float, streams: Streams, ratios: tuple[float, float] = RATIOS) -> Tensor:
     """Boxes of RandomResizedCrop in a square of `size` pixels: int64 [count, 4] as top, left, height, width."""
     numbers = drawn(lambda rows, stream: torch.rand(rows, BOX, generator=stream), count, streams)
-    return boxes_of(numbers, size, torch.tensor(smallest))
+    return boxes_of(numbers, size, torch.tensor(smallest), ratios)
 
 
-def boxes_of(numbers: Tensor, size: int, smallest: Tensor) -> Tensor:
+def boxes_of(numbers: Tensor, size: int, smallest: Tensor, ratios: tuple[float, float] = RATIOS) -> Tensor:
     """The boxes that uniform numbers [n, BOX] mean, int64 [n, 4]; `smallest` is one share for all or [n, 1].
 
     As torchvision does: area share uniform in [smallest, 1], log-uniform aspect ratio, ten attempts, else the whole image.
     """
     area, ratio, place = numbers.split([ATTEMPTS, ATTEMPTS, 2], 1)
     area = size * size * (smallest + (1 - smallest) * area)
-    log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
+    log_low, log_high = math.log(ratios[0]), math.log(ratios[1])
     ratio = torch.exp(log_low + (log_high - log_low) * ratio)
     width, height = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
     fits = (width >= 1) & (width <= size) & (height >= 1) & (height <= size)

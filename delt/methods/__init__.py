@@ -331,11 +331,6 @@ def _misfits(config: RunConfig, schedule: Schedule) -> Iterator[str]:
     single = recover.grouping == "mixed" and recover.group_rounds == 1
     if single and recover.densify:
         yield "recover_densify needs several images of a class in a group: leave it out, or give recover_grouping class"
-    if single and recover.drop_empty_rounds and schedule.sub_batches > 1:
-        yield (
-            "recover_drop_empty_rounds leaves every image of a mixed group, which holds one of each class, with one round: "
-            "nothing is early or late; give False (--recover-drop-empty-rounds False) or class groups"
-        )
 
 
 def require_size(config: RunConfig, size: int) -> None:

@@ -28,7 +28,7 @@ from delt.runtime import Emit, seed_of, settings, stream
 
 BATCH = 256  # images scored at once
 PIXELS = 2**24  # or as many as have so many pixels, on a GPU
-SMALLEST = 0.08  # area share of a scored crop (RDED)
+SMALLEST, SQUARE = 0.08, (1.0, 1.0)  # area share of a scored crop, and its aspect ratios (RDED)
 BLOCK = 1024  # images of the classes that are one unit of work
 CORESETS = ("herding", "kmeans")  # orders that go by features
 
@@ -196,7 +196,7 @@ def _scored(teacher: Teacher, real: RealSet, label: int, images: Tensor, config:
     tries = max(1, config.crops)
     boxes = whole.repeat_interleave(tries, 0)
     if config.crops:
-        boxes = draw_boxes(len(boxes), size, SMALLEST, stream(job.seed, "rank", "crops", label))
+        boxes = draw_boxes(len(boxes), size, SMALLEST, stream(job.seed, "rank", "crops", label), SQUARE)
     batch = _batch(job, size)
     parts = zip(images.split(batch), boxes.split(batch * tries), strict=True)
     scores = torch.cat([_scores(teacher, real, label, some, own, config.factor, job) for some, own in parts])
