@@ -24,7 +24,11 @@ BOX = 2 * ATTEMPTS + 2  # uniform numbers behind a box: areas, aspect ratios, pl
 
 
 def draw_boxes(count: int, size: int, smallest: float, streams: Streams, ratios: tuple[float, float] = RATIOS) -> Tensor:
-    """Boxes of RandomResizedCrop in a square of `size` pixels: int64 [count, 4] as top, left, height, width."""
+    """Boxes of RandomResizedCrop in a square of `size` pixels: int64 [count, 4] as top, left, height, width.
+
+    Args:
+        ratios: least and greatest width / height, between which 1 lies.
+    """
     numbers = drawn(lambda rows, stream: torch.rand(rows, BOX, generator=stream), count, streams)
     return boxes_of(numbers, size, torch.tensor(smallest), ratios)
 
