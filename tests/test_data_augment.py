@@ -95,9 +95,7 @@ def test_warp_passes_the_gradient_and_broadcasts_over_leading_axes() -> None:
     assert torch.allclose(gradient, wanted, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("size", "smallest", "ratios"), [(32, 0.08, RATIOS), (8, 0.3, RATIOS), (64, 0.9, RATIOS), (32, 0.08, (1.0, 1.0)), (64, 0.3, (0.5, 1.0))]
-)
+@pytest.mark.parametrize(("size", "smallest", "ratios"), [(32, 0.08, RATIOS), (8, 0.3, RATIOS), (64, 0.9, RATIOS), (32, 0.08, (1.0, 1.0))])
 def test_boxes_are_distributed_as_torchvisions(size: int, smallest: float, ratios: tuple[float, float]) -> None:
     count = 3000
     ours = draw_boxes(count, size, smallest, generator(5), ratios).double()
