@@ -11,6 +11,8 @@ from delt.engine.pixels import small_side
 from delt.errors import ConfigError, DataError, TeacherError
 from delt.methods import require_size
 from delt.models.zoo import CONVNETS, build, has_batchnorm, named, require_side
+from delt.recipes import recipe_of
+from delt.stages.evaluate import require_one_batch, students_of
 from delt.stages.squeeze import backbones
 
 
@@ -46,12 +48,16 @@ def check_config(config: RunConfig) -> None:
 
 
 def check_stages(config: RunConfig, classes: int, channels: int, size: int) -> None:
-    """Refuse teachers that cannot take the images of the small stages, and settings for images of another size.
+    """Refuse teachers that cannot take the images of the small stages, settings for images of another size, and students
+    whose batches are not those of stored labels.
 
     Raises:
         ConfigError: naming the network or the settings, and the size.
     """
     require_size(config, size)
+    if config.relabel.mode == "stored" and "soft" in config.evaluate.labels:
+        recipe = recipe_of(config.evaluate.recipe, spec_of(config.dataset).name, size, config.ipc)
+        require_one_batch(recipe, students_of(config.evaluate, config.teacher.arch, config.teacher.width), classes, config.ipc)
     if config.recover.iterations and config.recover.stages > 1:
         for own in backbones(config.teacher).values():
             model = build(own.arch, classes, channels, size, own.width)

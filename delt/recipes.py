@@ -59,7 +59,7 @@ class Recipe:
     epochs: int  # passes over the set
     batches: Mapping[int, tuple[int, int, int]]  # classes -> images per step for ipc below 10, below 30, and above
     max_updates: int | None = None  # fewer passes where all of them would take more steps than that
-    half_batch: tuple[tuple[str, int], ...] = ()  # (architecture, classes) that take half of it
+    half_batch: tuple[str, ...] = ()  # architectures that take half of it
     batch_of: Mapping[str, int] = field(default_factory=dict)  # architectures with a batch of their own
     accumulate: int = 1  # parts in which a step's batch goes through the student: BatchNorm sees the parts
     optimizer: str = "adamw"  # or sgd, with momentum 0.9
@@ -103,7 +103,7 @@ class Recipe:
         """Images per step, of the table's row nearest in classes, and never more than the set holds."""
         nearest = min(self.batches, key=lambda known: abs(known - classes))
         size = self.batch_of.get(arch, self.batches[nearest][0 if ipc < 10 else 1 if ipc < 30 else 2])
-        if (arch, nearest) in self.half_batch:
+        if arch in self.half_batch:
             size //= 2
         return min(size, ipc * classes)
 
@@ -153,14 +153,13 @@ _DELT = Recipe(  # VILA-Lab/DELT, evaluation scripts; methods of arXiv 2411.1994
     name="paper:delt",
     epochs=300,
     batches={10: (10, 50, 100), 100: (20, 100, 200), 200: (100, 100, 100), 1000: (20, 100, 200)},
-    half_batch=(("resnet101", 100), ("resnet101", 1000)),
     lr_of=_RATES,
     slowdown=2.0,
     randaugment=True,
     double_forward=True,
     report="best",
     full_epochs=200,
-    cases=(_CIFAR100_CONVNET,),
+    cases=(Case({"half_batch": ("resnet101",)}, datasets=("imagenet-100", "imagenet-1k")), _CIFAR100_CONVNET),
 )
 
 _RDED = Recipe(  # LINs-lab/RDED, argument.py and validation/; arXiv 2312.03526

@@ -57,6 +57,21 @@ def test_stages_need_images_that_the_teacher_can_take() -> None:
         check_stages(delt.configure("folder:x", method="rded"), 10, 3, 32)
 
 
+def test_stored_labels_belong_to_batches_of_one_size() -> None:
+    given: dict[str, Any] = {
+        "method": "delt",
+        "evaluate_recipe": "paper:delt",
+        "relabel_mode": "stored",
+        "evaluate_students": "resnet18,convnet3",
+    }
+    says = "paper:delt trains convnet3 in batches of 25 images, and stored labels belong to batches of 100: set relabel_mode to online"
+    with pytest.raises(ConfigError, match=says):
+        check_stages(delt.configure("cifar100", **given), 100, 3, 32)
+    for fits in ({"relabel_mode": "online"}, {"evaluate_students": "resnet18"}, {"evaluate_labels": "hard"}):
+        check_stages(delt.configure("cifar100", **{**given, **fits}), 100, 3, 32)
+    check_stages(delt.configure("tiny-imagenet", **given), 200, 3, 64)
+
+
 def test_published_weights_of_others_are_not_invented() -> None:
     config = delt.configure("imagenet-1k", method="gvbsm", teacher_others="convnet3")
     with pytest.raises(

@@ -27,10 +27,17 @@ def test_published_batch_sizes(classes: int, ipc: int, batch: int):
     assert PAPER.batch(classes, ipc) == PAPER.batch(classes, ipc, "resnet18") == batch
 
 
-@pytest.mark.parametrize(("classes", "share"), [(10, 1), (100, 2), (200, 1), (1000, 2)])
+@pytest.mark.parametrize(
+    ("dataset", "classes", "share"),
+    [
+        *(("imagenet-1k", 1000, 2), ("imagenet-100", 100, 2), ("imagenette", 10, 1)),
+        *(("cifar100", 100, 1), ("tiny-imagenet", 200, 1), ("", 1000, 1)),
+    ],
+)
 @pytest.mark.parametrize("ipc", [1, 10, 50])
-def test_resnet101_takes_half_where_it_was_published_so(classes: int, share: int, ipc: int):
-    assert PAPER.batch(classes, ipc, "resnet101") == PAPER.batch(classes, ipc) // share
+def test_resnet101_takes_half_where_it_was_published_so(dataset: str, classes: int, share: int, ipc: int):
+    paper = recipe_of("paper:delt", dataset, 224, ipc)
+    assert paper.batch(classes, ipc, "resnet101") == paper.batch(classes, ipc) // share
     assert recipe_of("common").batch(classes, ipc, "resnet101") == recipe_of("common").batch(classes, ipc)
 
 

@@ -24,7 +24,7 @@ from delt.artifacts.synthetic import SyntheticSet
 from delt.config import EvaluateConfig, RuntimeConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views, parts_of
-from delt.errors import IntegrityError
+from delt.errors import ConfigError, IntegrityError
 from delt.job import Job
 from delt.models.fused import fuse
 from delt.models.zoo import SMALL, build, named, own_width
@@ -101,6 +101,8 @@ def student_tasks(
         warnings.warn(f"the synthesis of set {name!r} was stopped before its end: its students train on unfinished images", stacklevel=3)
     if "soft" in config.labels:
         soft.check(synthetic.images, synthetic.labels, recipe)
+    if "soft" in config.labels and soft.logits is not None:
+        require_one_batch(recipe, students_of(config, card.arch, card.width), len(synthetic.classes), ipc)
     images = TensorImages(synthetic.images, synthetic.labels)
     tasks = []
     for arch, width in students_of(config, card.arch, card.width):
@@ -404,6 +406,21 @@ def students_of(config: EvaluateConfig, arch: str, width: int | None) -> list[tu
         student = (arch, width) if given == "teacher" else named(given)
         found.setdefault(own_width(*student), student)
     return list(found.values())
+
+
+def require_one_batch(recipe: Recipe, students: Sequence[tuple[str, int | None]], classes: int, ipc: int) -> None:
+    """Refuse students that a recipe trains in other batches than those that stored labels belong to.
+
+    Raises:
+        ConfigError: names the first such student, and both sizes.
+    """
+    stored = recipe.batch(classes, ipc)
+    for arch, width in students:
+        if (own := recipe.batch(classes, ipc, arch)) != stored:
+            raise ConfigError(
+                f"{recipe.name} trains {shown(arch, width)} in batches of {own} images, and stored labels belong to batches of {stored}: "
+                "set relabel_mode to online, or leave that student out"
+            )
 
 
 def _on(images: Images, device: torch.device) -> Images:
