@@ -1,14 +1,15 @@
 """A network that all ranks of a run train together: each does its rows of every batch (DistributedDataParallel).
 
 Batches are those of one process, with the same augmentation, learning rates and steps: every rank draws the whole batch and
-takes its share of it, losses are weighted by the rows that each has, and BatchNorm layers measure the whole batch. So what
-comes out is what one process would have made, but for rounding.
+takes its share of it, losses are weighted by the rows that each has, and BatchNorm layers measure the whole batch, or each of the
+parts in which a recipe passes it through the network. So what comes out is what one process would have made, but for rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from delt.data.views import part_sizes, parts_of
 from delt.errors import RunError, Stopped
-from delt.models.synced import joint_sum, synced
+from delt.models.synced import SyncNorm, joint_sum, synced
 from delt.runtime import Emit
 from delt.world import World
 
@@ -26,12 +28,19 @@ COLLECTIVE = ("gloo", "nccl", "connection closed", "process group")  # words of 
 
 
 class Team:
-    """The ranks that train one network; without a world this process alone, to which nothing is added."""
+    """The ranks that train one network; without a world this process alone, to which nothing is added.
 
-    def __init__(self, world: World | None = None) -> None:
-        self.world = world
+    Args:
+        parts: in which a batch passes through the network, one after the other (`delt.data.views.part_sizes`).
+    """
+
+    def __init__(self, world: World | None = None, parts: int = 1) -> None:
+        self.world, self.parts = world, parts
         self.rank, self.size = (world.rank, world.size) if world else (0, 1)
         self._stopped: Stopped | None = None
+        self._norms: list[nn.Module] = []
+        self._pieces: list[int] = []  # this rank's rows of each part of the newest batch
+        self._alone = False  # whether every rank does all of that batch
 
     @property
     def leads(self) -> bool:
@@ -40,7 +49,11 @@ class Team:
 
     def synced(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The network with BatchNorm layers that measure whole batches; call it before there is an optimizer."""
-        return synced(model, device) if self.world else model
+        if self.world is None:
+            return model
+        made = synced(model, device)
+        self._norms = [layer for layer in made.modules() if isinstance(layer, (SyncNorm, nn.SyncBatchNorm))]
+        return made
 
     def network(self, model: nn.Module, device: torch.device) -> nn.Module:
         """What to call in place of a `synced` network in training."""
@@ -56,14 +69,41 @@ class Team:
     def share(self, given: Given) -> tuple[Given, float]:
         """This rank's rows of a batch (all tensors with a row per image), and the weight of its loss in the mean over ranks.
 
-        A batch that is too small for two images each, whose statistics BatchNorm could not tell, is done whole by all.
+        Each part of a batch is shared on its own. Where one is too small for two images each, whose statistics BatchNorm could not
+        tell, the batch is done whole by all, each on its own (`measuring`).
         """
         count = len(given[0])
-        if self.world is None or count < 2 * self.size:
+        sizes = part_sizes(count, self.parts)
+        self._alone = self.world is not None and min(sizes) < 2 * self.size
+        if self.world is None or self._alone:
+            self._pieces = sizes
             return given, 1.0
-        first, last = (count * rank // self.size for rank in (self.rank, self.rank + 1))
-        own = tuple(tensor[first:last] if tensor.ndim and len(tensor) == count else tensor for tensor in given)
-        return own, (last - first) * self.size / count
+        bounds = [[size * rank // self.size for rank in (self.rank, self.rank + 1)] for size in sizes]
+        self._pieces = [last - first for first, last in bounds]
+        starts = itertools.accumulate(sizes, initial=0)
+        rows = [slice(start + first, start + last) for start, (first, last) in zip(starts, bounds, strict=False)]
+
+        def mine(tensor: Tensor) -> Tensor:
+            return tensor[rows[0]] if len(rows) == 1 else torch.cat([tensor[some] for some in rows])
+
+        own = tuple(mine(tensor) if tensor.ndim and len(tensor) == count else tensor for tensor in given)
+        return own, sum(self._pieces) * self.size / count
+
+    def parts_of(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What passes through the network at once, one after the other, of the images [n,..] that `share` gave this rank."""
+        return images.split(self._pieces) if self.world else parts_of(images, self.parts)
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """BatchNorm layers measure what they see in the block together, but for a batch that each rank does whole."""
+        kinds = [layer.__class__ for layer in self._norms]
+        try:
+            for layer in self._norms if self._alone else ():
+                layer.__class__ = nn.BatchNorm2d
+            yield
+        finally:
+            for layer, kind in zip(self._norms, kinds, strict=True):
+                layer.__class__ = kind
 
     def calm(self, emit: Emit) -> Emit:
         """A listener that does not stop this rank alone between two steps: all stop together, after the step (`settle`).

@@ -212,7 +212,7 @@ class Step:
     def body(self, given: Given) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         own, weight = self.team.share(given)
-        with self.team.explained():
+        with self.team.explained(), self.team.measuring():
             loss = self.loss(*own) * weight if self.team.world else self.loss(*own)
             loss.backward()
             self.raw, self.stopped = self.team.settle(loss.detach())

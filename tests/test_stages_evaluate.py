@@ -563,6 +563,17 @@ def test_stored_labels_of_another_recipe_or_set_are_refused(teacher: Teacher, sy
     assert len(evaluate(synthetic, stored, real.test, replace(TINY, epochs=1), Job(runtime=RUNTIME))) == 1
 
 
+def test_students_in_other_batches_than_stored_labels_are_refused(
+    teacher: Teacher, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(RECIPES, "common", replace(recipe_of("common"), batch_of={"convnet3": 6}))
+    stored = relabel(teacher, synthetic, RelabelConfig("stored", 1), Job(0, RUNTIME), "common")
+    with pytest.raises(ConfigError, match="common trains convnet3-w8 in batches of 6 images, and stored labels belong to batches of 10"):
+        evaluate(synthetic, stored, real.test, TINY, Job(runtime=RUNTIME))
+    (task, *_) = student_tasks(synthetic, soft, real.test, TINY, Job(runtime=RUNTIME), name="delt")
+    assert task.batch == 6
+
+
 @pytest.mark.parametrize(("size", "batch", "shared"), [(2, 16, 1), (2, 15, 0), (3, 24, 2), (5, 100, 0), (7, 56, 5), (7, 55, 0)])
 def test_what_is_left_when_each_rank_had_as_many_is_trained_by_all_where_batches_are_large(
     size: int, batch: int, shared: int, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet

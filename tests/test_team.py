@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from delt import processes
 from delt.data.images import TensorImages
+from delt.data.views import parts_of
 from delt.errors import RunError, Stopped
 from delt.models.synced import SyncNorm, synced
 from delt.models.zoo import build
@@ -25,7 +26,7 @@ from delt.training import accuracy, fit, sgd
 from delt.world import World
 
 CPU = torch.device("cpu")
-SIZES = (9, 8, 3)  # of the batches: odd, even, and too small to be shared
+SIZES = (9, 8, 7, 3)  # of the batches: odd, even, too small to be shared in two parts, and in one
 EPOCHS = 3
 
 
@@ -34,9 +35,11 @@ def batch(epoch: int, step: int) -> tuple[Tensor, Tensor]:
     return torch.randn(SIZES[step], 3, 8, 8, generator=draws), torch.randint(4, (SIZES[step],), generator=draws)
 
 
-def trained(world: World | None, folder: Path | None = None, stop_at: int | None = None) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+def trained(
+    world: World | None, folder: Path | None = None, stop_at: int | None = None, parts: int = 1
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """A small network's training: its records and its weights; the last rank is told to stop at a step."""
-    team, seen = Team(world), [0]
+    team, seen = Team(world, parts), [0]
     model = team.synced(build("convnet3", 4, 3, 8, 8, 0), CPU)
     network = team.network(model, CPU)
 
@@ -53,7 +56,7 @@ def trained(world: World | None, folder: Path | None = None, stop_at: int | None
             emit({"stage": "squeeze", "done": SIZES[step]})
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(network(images), labels)
+        return F.cross_entropy(torch.cat([network(part) for part in team.parts_of(images)]), labels)
 
     optimizer = sgd(model.parameters(), 0.1, CPU, momentum=0.9)
     slots = Slots(folder / "net") if folder else None
@@ -81,6 +84,16 @@ def layer() -> nn.Module:
     return model.double()
 
 
+def measured_alone(world: World | None) -> dict[str, Tensor]:
+    """`normed` of three images of a pixel each, too few for two ranks."""
+    team = Team(world)
+    model = team.synced(layer(), CPU)
+    (images,), weight = team.share((IMAGES[:3, :, :1, :1],))
+    assert weight == 1
+    with team.measuring():
+        return normed(model, images)
+
+
 IMAGES = torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 3 + 1
 
 
@@ -92,7 +105,9 @@ def rank_of_two(rank: int, folder: Path) -> None:
     world.gather()
     team, results = Team(world), dict[str, Any]()
     results["norm"] = normed(synced(layer(), CPU), IMAGES[:3] if rank == 0 else IMAGES[3:])
+    results["few"] = measured_alone(world)
     results["trained"] = trained(world)
+    results["in parts"] = trained(world, parts=2)
     with pytest.raises(Stopped) as stop:
         trained(world, folder, stop_at=5)
     results["stopped"] = str(stop.value)
@@ -116,13 +131,13 @@ def rank_of_two(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("team")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=rank_of_two, args=(rank, folder)) for rank in range(2)]
-    for process in processes:
+    context = processes.context()
+    ranks = [context.Process(target=rank_of_two, args=(rank, folder)) for rank in range(2)]  # type: ignore[attr-defined]
+    for process in ranks:
         process.start()
-    for process in processes:
+    for process in ranks:
         process.join(120)
-    assert [process.exitcode for process in processes] == [0, 9]
+    assert [process.exitcode for process in ranks] == [0, 9]
     return folder
 
 
@@ -149,15 +164,24 @@ def test_outside_training_a_synced_layer_is_a_plain_one():
     assert list(model.state_dict()) == list(build("convnet3", 4, 3, 8, 8, 0).state_dict())
 
 
-def test_two_processes_train_the_network_that_one_does(found: list[dict[str, Any]]):
-    history, weights = trained(None)
+def test_what_every_rank_does_whole_is_measured_once(found: list[dict[str, Any]]):
+    """Twice the same three images have the mean and variance of three, but their unbiased variance is another."""
+    alone = measured_alone(None)
     for rank in found:
-        records, own = rank["trained"]
+        assert list(rank["few"]) == list(alone)
+        for name, value in alone.items():
+            torch.testing.assert_close(rank["few"][name], value)
+
+
+@pytest.mark.parametrize(("what", "parts"), [("trained", 1), ("in parts", 2)])
+def test_two_processes_train_the_network_that_one_does(found: list[dict[str, Any]], what: str, parts: int):
+    history, weights = trained(None, parts=parts)
+    for rank in found:
+        records, own = rank[what]
         assert [record["loss"] for record in records] == pytest.approx([record["loss"] for record in history], rel=1e-4)
         for name, value in weights.items():
-            corrected = name.endswith("running_var")  # by n / (n - 1), where n counts a batch that all ranks do whole twice
-            torch.testing.assert_close(own[name], value, rtol=3e-3 if corrected else 1e-3, atol=1e-4)
-    assert all(torch.equal(found[0]["trained"][1][name], found[1]["trained"][1][name]) for name in weights)
+            torch.testing.assert_close(own[name], value, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(found[0][what][1][name], found[1][what][1][name]) for name in weights)
 
 
 def test_all_stop_after_the_same_step_and_go_on_from_the_first_ones_checkpoint(found: list[dict[str, Any]]):
@@ -181,17 +205,22 @@ def test_a_rank_that_is_lost_is_named(folder: Path):
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 64])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_shares_make_up_the_batch(count: int, size: int):
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_shares_make_up_the_batch(count: int, size: int, parts: int):
     given = (torch.arange(count), torch.arange(2 * count).view(count, 2), torch.tensor(0.5))
-    parts = [Team(World(rank, size, None) if size > 1 else None).share(given) for rank in range(size)]
-    if size > 1 and count < 2 * size:
-        assert all(part == (given, 1.0) for part in parts)
+    teams = [Team(World(rank, size, None) if size > 1 else None, parts) for rank in range(size)]
+    shares, whole = [team.share(given) for team in teams], parts_of(given[0], parts)
+    pieces = [team.parts_of(own[0]) for team, (own, _) in zip(teams, shares, strict=True)]
+    if size > 1 and min(map(len, whole)) < 2 * size:
+        assert all(share == (given, 1.0) for share in shares)
+        assert all(torch.equal(torch.cat(own), given[0]) and list(map(len, own)) == list(map(len, whole)) for own in pieces)
         return
-    assert torch.equal(torch.cat([own[0] for own, _ in parts]), given[0])
-    assert torch.equal(torch.cat([own[1] for own, _ in parts]), given[1])
-    assert all(own[2] is given[2] for own, _ in parts)
-    assert sum(weight for _, weight in parts) == pytest.approx(size)
-    mean = sum(own[0].float().mean().item() * weight for own, weight in parts) / size
+    assert all(torch.equal(own[1], given[1][own[0]]) and own[2] is given[2] for own, _ in shares)
+    for part, *own in zip(whole, *pieces, strict=True):
+        assert torch.equal(torch.cat(own), part), "all ranks together pass the part that one process does"
+        assert min(map(len, own)) > 1 or size == 1
+    assert sum(weight for _, weight in shares) == pytest.approx(size)
+    mean = sum(own[0].float().mean().item() * weight for own, weight in shares) / size
     assert mean == pytest.approx(given[0].float().mean().item())
 
 

@@ -63,9 +63,15 @@ def safe_batch(count: int, batch: int) -> int:
     return batch
 
 
+def part_sizes(count: int, parts: int) -> list[int]:
+    """Sizes of equal parts of a batch, fewer where one would hold a single image, whose statistics BatchNorm refuses."""
+    parts = max(1, min(parts, count // 2))
+    return [count // parts + (k < count % parts) for k in range(parts)]
+
+
 def parts_of(images: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """A batch [n,..] in equal parts, fewer where one would hold a single image, whose statistics BatchNorm refuses."""
-    return images.tensor_split(max(1, min(parts, len(images) // 2)))
+    """A batch [n,..] in parts of `part_sizes`."""
+    return images.split(part_sizes(len(images), parts))
 
 
 @dataclass(frozen=True)

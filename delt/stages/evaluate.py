@@ -23,7 +23,7 @@ from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
 from delt.config import EvaluateConfig, RuntimeConfig
 from delt.data.images import Images, RealSet, TensorImages
-from delt.data.views import Batch, Views, parts_of
+from delt.data.views import Batch, Views
 from delt.errors import ConfigError, IntegrityError
 from delt.job import Job
 from delt.models.fused import fuse
@@ -240,7 +240,7 @@ def _train(task: StudentTask, emit: Emit, slots: Slots | None) -> Score:
     card, recipe, score, device = task.soft.teacher.card, task.recipe, task.score, task.job.device
     init = seed_of(score.seed, "student", task.arch) % 2**31  # paired: the same start for every set
     model = trainable(build(task.arch, len(card.classes), card.channels, card.size, task.width, init), device, card.size)
-    team = Team(task.job.world)
+    team = Team(task.job.world, recipe.accumulate)
     model = team.synced(model, device)
     student = Student(task, model, device, emit, team)
     peak = recipe.rate(task.arch)
@@ -272,7 +272,7 @@ class Student:
 
     def __init__(self, task: StudentTask, model: nn.Module, device: torch.device, emit: Emit, team: Team | None = None) -> None:
         card, score, soft = task.soft.teacher.card, task.score, task.soft
-        self.task, self.model, self.device, self.team = task, model, device, team or Team()
+        self.task, self.model, self.device, self.team = task, model, device, team or Team(parts=task.recipe.accumulate)
         self.network, self.emit = self.team.network(model, device), self.team.calm(emit)
         self.train, self.layout = _on(task.train, device), training_layout(model, device, card.size)
         self.soft = asked(soft, task.recipe, task.job.runtime, device) if _asks(task) else soft
@@ -294,7 +294,7 @@ class Student:
         """Logits [n,K] of images [n,C,H,W] that pass in the recipe's number of parts: a loss that is a mean over them all is the
         mean of the parts' losses, weighted by their images.
         """
-        return torch.cat([self.network(part) for part in parts_of(images, self.task.recipe.accumulate)])
+        return torch.cat([self.network(part) for part in self.team.parts_of(images)])
 
     def given(self, batch: Batch, epoch: int, start: int) -> Given:
         """What the loss of a batch depends on: images, labels, and the stored labels or those of the partners with the own share."""
