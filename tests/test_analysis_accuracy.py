@@ -61,8 +61,20 @@ def test_a_difference_is_clear_where_a_t_test_says_so(count):
 
 def test_what_all_students_of_a_seed_share_is_no_noise():
     shared = (-6.0, 0.0, 6.0)
-    one, other = (Accuracy(tuple(base + off for off in shared), (0, 1, 2)) for base in (80.0, 81.0))
-    assert difference(other, one) == (1.0, 0.0, 3) and difference(other, one).clear
+    own = [(80.0, 80.0, 80.0), (80.9, 81.0, 81.1)]
+    one, other = (Accuracy(tuple(map(sum, zip(bases, shared, strict=True))), (0, 1, 2)) for bases in own)
+    found = difference(other, one)
+    assert found.mean == pytest.approx(1) and found.error == pytest.approx(0.1 / math.sqrt(3)) and found.clear
+
+
+def test_pairs_that_differ_alike_say_nothing_of_the_noise():
+    """One test image of 450 in both of two pairs: accuracies are steps, so that equal differences come by chance."""
+    one, other = (Accuracy((80.0 + step, 84.0 + step), (0, 1)) for step in (0.0, 100 / 450))
+    found = difference(other, one)
+    assert not found.clear and str(found) == "+0.22 ± 0.00 (the same in all pairs, so the noise is unknown)"
+    rounded = difference(Accuracy((80.4444, 84.6667), (0, 1)), Accuracy((80.2222, 84.4444), (0, 1)))  # as scores are kept
+    assert 0 < rounded.error < 1e-3 and not rounded.clear
+    assert str(difference(one, one)) == "+0.00 ± 0.00 (no difference)"
 
 
 @pytest.mark.parametrize("seeds", [(1, 2, 3), (2, 1, 0), ()])

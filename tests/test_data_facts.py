@@ -86,7 +86,7 @@ def test_tensor_fingerprint_sees_every_part():
     assert len({base, *others}) == 6
 
 
-def test_file_fingerprint_sees_paths_sizes_labels_and_shape(tmp_path):
+def test_file_fingerprint_sees_paths_sizes_labels_parts_shape_and_content(tmp_path):
     for name, length in (("1.jpg", 3), ("2.jpg", 5), ("3.jpg", 5)):
         (tmp_path / name).write_bytes(b"x" * length)
     files = Files(("1.jpg", "2.jpg"), (0, 1))
@@ -100,9 +100,14 @@ def test_file_fingerprint_sees_paths_sizes_labels_and_shape(tmp_path):
         file_fingerprint(listing, [files], 1, 8),
         file_fingerprint(listing, [files], 3, 16),
     ]
-    (tmp_path / "2.jpg").write_bytes(b"x" * 6)
-    others.append(file_fingerprint(listing, [files], 3, 8))
-    assert len({base, *others}) == 7
+    rows = (("1.jpg", 0), ("2.jpg", 1), ("3.jpg", 1))
+    for cut in (1, 2):  # the same files, of which another one is the test part's
+        parts = [Files(*map(tuple, zip(*own, strict=True))) for own in (rows[:cut], rows[cut:])]
+        others.append(file_fingerprint(listing, parts, 3, 8))
+    for content in (b"x" * 6, b"y" * 6):
+        (tmp_path / "2.jpg").write_bytes(content)
+        others.append(file_fingerprint(listing, [files], 3, 8))
+    assert len({base, *others}) == 10
     (tmp_path / "2.jpg").unlink()
     with pytest.raises(BadImage, match="2.jpg: no such file"):
         file_fingerprint(listing, [files], 3, 8)

@@ -188,7 +188,7 @@ def test_a_folder_with_train_and_test(tmp_path):
     real = open_set(f"folder:{tmp_path}", DataConfig(), CPU)
     assert isinstance(real.train, TensorImages) and isinstance(real.test, TensorImages)
     info = real.info
-    assert (info.classes, info.channels, info.size, info.flip, info.floor) == (("cat", "dog"), 3, 16, True, 75.0)
+    assert (info.classes, info.channels, info.size, info.flip) == (("cat", "dog"), 3, 16, True)
     assert real.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1] and real.test.labels.tolist() == [0, 0, 1]
     expected = np.array(Image.open(tmp_path / "train" / "dog" / "002.png"))
     assert torch.equal(real.train.pixels[5], torch.from_numpy(expected).permute(2, 0, 1))
@@ -489,13 +489,22 @@ def test_the_floor_is_well_above_chance(tmp_path):
     assert open_set("imagenet-100", DataConfig(root=str(tmp_path), size=8), CPU).info.floor == 40.0
 
 
+@pytest.mark.parametrize(("counts", "floor"), [((9, 1), 95.0), ((2, 1), 250 / 3), ((3, 3), 75.0), ((2, 1, 1), 75.0), ((5, 5, 5, 5), 37.5)])
+def test_a_constant_answer_is_below_the_floor_however_many_images_a_class_has(tmp_path, counts, floor):
+    names = [f"n{number}" for number in range(len(counts))]
+    folder(tmp_path, dict.fromkeys(names, 2), "train")
+    folder(tmp_path, dict(zip(names, counts, strict=True)), "test")
+    found = open_set(f"folder:{tmp_path}", DataConfig(), CPU).info.floor
+    assert found == pytest.approx(floor) and 100 * max(counts) / sum(counts) < found < 100
+
+
 @pytest.mark.parametrize("parts", [("train", "val"), ("",)])
 def test_some_classes_of_an_own_folder(tmp_path, parts, monkeypatch):
     for part in parts:
         folder(tmp_path, {"ant": 4, "bee": 5, "cat": 6, "dog": 1 if part == "" else 2}, part)
     name, config = f"folder:{tmp_path}", DataConfig(classes=("cat", "ant"))  # dog has too few images to split, and is not wanted
     some = open_set(name, config, CPU)
-    assert some.info.classes == ("cat", "ant") and shape_of(name, config) == (2, 3, 16) and some.info.floor == 75.0
+    assert some.info.classes == ("cat", "ant") and shape_of(name, config) == (2, 3, 16)
     assert class_counts(some.train, 2)[0] + (0 if parts[0] else class_counts(some.test, 2)[0]) == 6
     place = tmp_path / parts[0]
     drawn = {

@@ -12,6 +12,7 @@ from delt.artifacts.scores import Score
 from delt.errors import DataError
 
 KINDS = ("soft", "hard")  # of labels; the first that was trained with is the one that counts
+ROUNDING = 1e-3  # points: half a test image of 50,000
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,11 @@ class Difference(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether zero lies outside its 95 % confidence interval: Student's t for pairs, the normal's 2 where it is not paired."""
-        if self.error is None:
+        """Whether zero lies outside its 95 % confidence interval: Student's t for pairs, the normal's 2 where it is not paired.
+
+        Accuracies are whole test images: a few pairs that differ alike have no spread, which says nothing of the noise.
+        """
+        if self.error is None or self.error < ROUNDING:
             return False
         from scipy.special import stdtrit  # takes as long to load as all of this package
 
@@ -84,8 +88,10 @@ class Difference(NamedTuple):
         """What speaks against reading the mean as it is; empty where nothing does."""
         if self.error is None:
             return "(one student each, so the noise is unknown)"
-        if not self.mean and not self.error:
+        if abs(self.mean) < ROUNDING > self.error:
             return "(no difference)"
+        if self.error < ROUNDING:
+            return "(the same in all pairs, so the noise is unknown)"
         return "" if self.clear else "(inside the noise)"
 
     def __str__(self) -> str:

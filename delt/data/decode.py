@@ -105,6 +105,16 @@ def facts_of(path: str | os.PathLike[str]) -> os.stat_result:
     return facts
 
 
+def content_of(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file; see `facts_of` for errors."""
+    facts_of(path)
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise BadImage(path, _cause(path, error)) from error
+
+
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The checked header of an image; whatever goes wrong here or in the block becomes a BadImage."""

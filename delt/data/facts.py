@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delt.data.decode import BadImage, facts_of, read
+from delt.data.decode import BadImage, content_of, facts_of, read
 from delt.data.folders import Files, Listing
 from delt.data.images import Images
 from delt.data.specs import Statistics
 
 STATISTICS = 10_000  # images that tell a set's mean and standard deviation
 BATCH = 64
+READ = 256  # files of each part of a large set whose content is read for its fingerprint
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -84,13 +85,20 @@ def tensor_fingerprint(classes: tuple[str, ...], parts: Iterable[tuple[Tensor, T
 
 
 def file_fingerprint(listing: Listing, parts: Iterable[Files], channels: int, size: int) -> str:
-    """sha256 over class names, image shape, and each file's path below the root, bytes and label.
+    """sha256 over class names, image shape, the parts, each file's path below the root, size and label, and the content of some.
+
+    A set this large takes minutes to read, so the content is that of `READ` files, spread over each part: another version of a
+    set is seen, a file that was replaced by one of its size mostly not.
 
     Raises:
-        BadImage: a path leads to no regular file.
+        BadImage: a path leads to no regular file, or to one that cannot be read.
     """
     digest = hashlib.sha256(repr((listing.classes, channels, size)).encode())
     for files in parts:
-        for path, label in sorted(zip(files.paths, files.labels, strict=True)):
+        rows = sorted(zip(files.paths, files.labels, strict=True))
+        digest.update(repr(len(rows)).encode())
+        for path, label in rows:
             digest.update(repr((path, facts_of(os.path.join(listing.root, path)).st_size, label)).encode())
+        for path, _ in spread(rows, READ):
+            digest.update(content_of(os.path.join(listing.root, path)))
     return digest.hexdigest()

@@ -75,7 +75,7 @@ class RealSet:
     info: DataInfo
     train: Images
     test: Images
-    fingerprint: str  # sha256 over the content; equal data, equal fingerprint
+    fingerprint: str  # sha256 that equal data share; see `delt.data.facts`
     notes: Notes = Notes()
 
 

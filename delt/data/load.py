@@ -82,11 +82,11 @@ def open_folder(spec: DatasetSpec, config: DataConfig, device: torch.device) -> 
     paths = [*train.paths, *test.paths]
     if _large(len(paths), channels, size):
         _keep(found, (train, test), files)
-        facts = _info(spec, listing.classes, channels, size, train)
+        facts = _info(spec, listing.classes, channels, size, train, test.labels)
         notes = Notes(skipped, over_white([path for path in paths if os.path.splitext(path)[1].lower() not in OPAQUE], train.workers))
         return RealSet(facts, train, test, file_fingerprint(listing, files, channels, size), notes)
     held = train.held(), test.held()
-    facts = _info(spec, listing.classes, channels, size, held[0])
+    facts = _info(spec, listing.classes, channels, size, held[0], held[1].labels)
     fingerprint = tensor_fingerprint(facts.classes, ((part.pixels, part.labels) for part in held))
     return RealSet(facts, *held, fingerprint, Notes(skipped, over_white(paths, train.workers)))
 
@@ -324,10 +324,14 @@ def _pick(files: Files, index: list[int]) -> Files:
 # ---------------------------------------------------------------- facts
 
 
-def _info(spec: DatasetSpec, classes: tuple[str, ...], channels: int, size: int, train: Images) -> DataInfo:
-    """The table's facts; what it leaves open comes from the training images. Few classes are easy: the floor is above chance."""
+def _info(spec: DatasetSpec, classes: tuple[str, ...], channels: int, size: int, train: Images, tested: Tensor) -> DataInfo:
+    """The table's facts; what it leaves open comes from the training images, and the floor is above chance for the labels to test on.
+
+    Chance is the largest class's share. A table's floor is meant for all classes of the set, and few are easy.
+    """
     mean, std = (spec.mean, spec.std) if spec.mean and spec.std else moments(train)
-    floor = min(95.0, max(spec.floor or 0.0, 150 / len(classes)))  # a table's floor is meant for all classes of the set
+    chance = 100 * float(tested.bincount().max()) / len(tested)
+    floor = max(spec.floor or 0.0, min(1.5 * chance, (chance + 100) / 2))
     return DataInfo(spec.name, classes, channels, size, mean, std, spec.flip, floor)
 
 
@@ -338,7 +342,7 @@ def _tensor_set(spec: DatasetSpec, train: Labelled, test: Labelled, config: Data
         train, test = ((train[0][rows], train[1][rows]) for rows in (~marked, marked))
     parts = [(resized(pixels, size), labels) for pixels, labels in (_selected(part, spec.classes or (), classes) for part in (train, test))]
     held = [TensorImages(pixels.to(device), labels) for pixels, labels in parts]
-    facts = _info(spec, classes, train[0].shape[1], size, held[0])
+    facts = _info(spec, classes, train[0].shape[1], size, held[0], held[1].labels)
     return RealSet(facts, held[0], held[1], tensor_fingerprint(classes, parts))
 
 

@@ -38,7 +38,9 @@ class DatasetSpec:
     mean: Statistics | None  # per channel, over all pixels of the training images in 0 .. 1
     std: Statistics | None
     flip: bool  # whether a mirror image is still of its class
-    floor: float | None  # test accuracy in % that any sane teacher passes; None: 1.5 times chance
+    floor: (
+        float | None
+    )  # test accuracy in % that any sane teacher passes; None: half as much again as chance, or half way from there to 100
     source: Literal["digits", "torchvision", "folder"]
     train: str = "train"  # subfolders of the two parts
     test: str = "val"
