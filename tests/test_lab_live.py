@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -74,6 +75,24 @@ def test_pause_resume_stop_and_go_on(tmp_path: Path) -> None:
     straight = LiveRun(settings(), tmp_path / "straight").start().join(60)
     assert straight.synthetic is not None and live.synthetic is not None
     assert torch.equal(live.synthetic.images, straight.synthetic.images)
+
+
+def test_others_have_their_turn_while_a_cell_waits(tmp_path: Path) -> None:
+    """In a kernel these are the messages of widgets."""
+    live, turns = LiveRun(settings(), tmp_path / "run").start(), 0
+
+    async def others() -> None:
+        nonlocal turns
+        while live.active:
+            turns += 1
+            await asyncio.sleep(0.01)
+
+    async def cell() -> LiveRun:
+        return (await asyncio.gather(live.ended(), others()))[0]
+
+    assert asyncio.run(cell()) is live and live.status == "done" and turns > 1
+    assert asyncio.run(live.ended()) is live, "what ended is not waited for"
+    assert asyncio.run(LiveRun(settings(), tmp_path / "run").ended()).status == "ready"
 
 
 @pytest.mark.usefixtures("beat_each_step")

@@ -103,6 +103,35 @@ def test_02_explorer(lab: tuple[Any, str, Path]) -> None:
     assert not browser.ours(page.errors)
 
 
+def test_02_answers_while_its_cells_wait(lab: tuple[Any, str, Path]) -> None:
+    """After Run All, as most people begin: the cells below wait for the synthesis, the widgets do not wait for the cells."""
+    page, address, root = lab
+    browser.with_parameters(NOTEBOOKS / "02_earlylate_explorer.ipynb", root / "02.ipynb", preset="smoke", ipc=10, iterations=40_000)
+    browser.open_notebook(page, address, "02.ipynb")
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    explorer = page.locator(".delt-schedule").first
+    panel, plan = explorer.locator(".delt-panel").last, explorer.locator(".delt-view[data-kind=schedule]")
+    words = panel.locator(".delt-words")
+    for number in range(2):  # the plan's own run, and the one beside it that a later cell begins
+        until(lambda: "images, iteration" in words.inner_text(), 60)
+        time.sleep(1)  # the cell that waits has begun
+        count = drawings(plan)
+        explorer.locator(".delt-ri .noUi-handle").focus()
+        page.keyboard.press("ArrowLeft")
+        until(lambda: drawings(plan) > count, 5)
+        panel.locator("button.delt-pause").click()
+        until(lambda: "paused" in words.inner_text(), 5)
+        panel.locator("button.delt-resume").click()
+        until(lambda: "paused" not in words.inner_text(), 5)
+        panel.locator("button.delt-stop").click()
+        until(lambda: "stopped at iteration" in words.inner_text(), 5)
+        if number == 0:
+            page.locator(".delt-trajectory .delt-view").first.wait_for()
+            panel, words = (explorer.locator(place).last for place in (".delt-panel", ".delt-panel .delt-words"))
+    page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'")
+    assert not browser.ours(page.errors)
+
+
 def test_03_diversity(lab: tuple[Any, str, Path]) -> None:
     page, address, root = lab
     browser.with_parameters(NOTEBOOKS / "03_diversity.ipynb", root / "03.ipynb", preset=PRESET, perplexity=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import threading
 import time
@@ -23,6 +24,7 @@ from delt.results import Run
 from delt.runtime import resolve
 
 WINDOW = 3.0  # seconds that the rate is taken over
+LOOK = 0.05  # seconds between two looks whether it ended
 DOING = {"squeeze": "training the teacher", "rank": "ranking real patches", "recover": "optimising images"}
 
 
@@ -102,9 +104,15 @@ class LiveRun:
                 self._go.set()
 
     def join(self, timeout: float | None = None) -> LiveRun:
-        """Wait for the end, in an executed notebook or a test."""
+        """Wait for the end in a program; in a notebook this would keep every button from answering, so use `await live.ended()`."""
         if self._thread:
             self._thread.join(timeout)
+        return self
+
+    async def ended(self) -> LiveRun:
+        """Wait for the end in a cell of a notebook, whose buttons and sliders answer meanwhile."""
+        while self._thread and self._thread.is_alive():
+            await asyncio.sleep(LOOK)
         return self
 
     @property
