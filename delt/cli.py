@@ -6,22 +6,18 @@ delt show runs/a
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-import types
-import typing
 import warnings
 from collections.abc import Callable
-from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from delt.config import FlatField, flat_fields
 from delt.data.specs import short_name
 from delt.errors import ConfigError, DeltError, unknown, visible
+from delt.flags import ImageSettings, PlanSettings, Settings, StudySettings, check_options, flags_given
 from delt.ranks import prefix, rank, ranks
 
 STAGES = {
@@ -35,80 +31,6 @@ STAGES = {
 }
 
 
-def _type_of(entry: FlatField) -> Any:
-    """The type of a flag that may be left out; lists are one text with commas."""
-    kind: Any = entry.type
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    if typing.get_origin(kind) is tuple:
-        kind = str
-    elif entry.choices:
-        kind = typing.Literal.__getitem__(entry.choices)
-    return kind | None
-
-
-def _default_of(entry: FlatField) -> str:
-    default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
-    return "" if default in (None, "") else f"(default: {default})"
-
-
-def _metavar_of(entry: FlatField) -> str:
-    kind = _type_of(entry)
-    if entry.choices:
-        return ("," if typing.get_origin(entry.type) is tuple else "|").join(entry.choices)
-    names = {int: "INT", float: "FLOAT", bool: "True|False", str: "NAME,NAME" if typing.get_origin(entry.type) is tuple else "TEXT"}
-    return next(name for known, name in names.items() if known in typing.get_args(kind))
-
-
-ALIASES = {"evaluate_students": ("--students",), "evaluate_recipe": ("--recipe",), "data_on_bad_image": ("--on-bad-image",)}
-SWITCHES = ("allow_drift",)  # flags without a value: not given means no
-
-
-def _flag(
-    name: str, kind: Any, help: str, metavar: str, default: str = "", positional: bool = False, said: str | None = None
-) -> tuple[str, Any, Any]:
-    place: Any = tyro.conf.Positional if positional else Annotated
-    shown = None if kind is bool else metavar
-    note = tyro.conf.arg(name=said, help=help, metavar=shown, help_behavior_hint=default, aliases=ALIASES.get(name))
-    kind = tyro.conf.FlagCreatePairsOff[bool] if kind is bool else kind
-    return name, place[Annotated[kind, note]] if positional else place[kind, note], field(default=False if shown is None else None)
-
-
-def _settings(name: str = "Settings", *more: tuple[str, Any, Any]) -> type:
-    """A flat dataclass with every field of RunConfig; None means not given."""
-    flags: list[Any] = [
-        _flag("dataset", str | None, "Data set (`delt datasets` lists them) or folder:PATH.", "DATASET", positional=True),
-        _flag("out", Path | None, "Run folder; one that was stopped goes on.", "FOLDER", "(default: runs/DATASET-METHOD-ipcN-seedN)"),
-        _flag("config", Path | None, "Replay a run's config.json; flags given beside it win.", "FILE"),
-    ]
-    return make_dataclass(name, [*flags, *more, *_field_flags("dataset")], frozen=True)
-
-
-def _field_flags(*without: str, **defaults: str) -> list[tuple[str, Any, Any]]:
-    """A flag for every field of the configuration but these; `defaults` say in words what differs from the fields' own."""
-    return [
-        _flag(
-            entry.name,
-            bool if entry.name in SWITCHES else _type_of(entry),
-            f"{entry.help[0].upper()}{entry.help[1:]}.",
-            _metavar_of(entry),
-            defaults.get(entry.name) or _default_of(entry),
-        )
-        for entry in flat_fields()
-        if entry.name not in without
-    ]
-
-
-Settings: Any = _settings()
-ImageSettings: Any = _settings(
-    "ImageSettings",
-    _flag("images", Path | None, "Distilled images from elsewhere, FOLDER/CLASS/*: short for --method given.", "FOLDER"),
-    _flag("images_of", str | None, "Data set of the images.", "DATASET", said="dataset"),
-)
-PlanSettings: Any = _settings(
-    "PlanSettings",
-    _flag("machine", str | None, "Whose speed counts: here, cuda, cpu, or a file that `delt bench` wrote.", "NAME|FILE", "(default: here)"),
-)
 FROM_IMAGES = ("config", "method", "ipc", "iterations", "round_iterations", "sub_batches")  # settled by --images, as are rank_ and recover_
 
 
@@ -129,21 +51,17 @@ def _from_images(given: dict[str, Any]) -> dict[str, Any]:
     return {"out": Path("runs") / name, **given, "method": "given", "rank_folder": str(images), "ipc": count_given(images)}
 
 
-def _given(settings: Any) -> dict[str, Any]:
-    """The flags that were given."""
-    values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
-    return {name: value for name, value in values.items() if value is not None and (value or name not in SWITCHES)}
-
-
 def _configured(settings: Any) -> tuple[Any, Path]:
     """The configuration and run folder that the flags mean."""
     from delt.methods import changed, configure
     from delt.results import read_config
 
-    given = _from_images(_given(settings))
+    given = _from_images(flags_given(settings))
     out, source = given.pop("out", None), given.pop("config", None)
     if source is None and "dataset" not in given and out is not None and (out / "config.json").is_file():
         source = out / "config.json"
+    if source is None and "dataset" not in given and out is not None:
+        raise ConfigError(f"no run at {out} (looked for config.json in it), and no data set: name one (`delt datasets` lists them)")
     if source is not None:
         if not source.is_file():
             raise ConfigError(f"no configuration at {source}: give the config.json of a run")
@@ -218,26 +136,6 @@ def sweep(file: tyro.conf.Positional[Path], out: Path | None = None, jobs: int |
         sys.exit(1)
 
 
-STUDY_DEFAULTS = {
-    "evaluate_seeds": "(default: 5; of preset smoke: 2)",
-    "evaluate_controls": "(default: none, as random is a run; with --recipe paper: random)",
-}
-
-
-def _study_settings() -> type:
-    """The flags of `delt compare`: those of a run, with several methods and sizes."""
-    flags: list[Any] = [
-        _flag("dataset", str | None, "Data set (`delt datasets` lists them) or folder:PATH.", "DATASET", positional=True),
-        _flag("methods", str | None, "Methods (`delt methods` lists them); random is always there.", "NAME,NAME"),
-        _flag("ipc", str | None, "Images per class, one or several numbers.", "INT,INT", "(default: the preset's)"),
-        _flag("out", Path | None, "Folder that receives a run folder per method and size.", "FOLDER", "(default: runs/DATASET-compare)"),
-    ]
-    return make_dataclass("StudySettings", [*flags, *_field_flags("dataset", "method", "ipc", **STUDY_DEFAULTS)], frozen=True)
-
-
-StudySettings: Any = _study_settings()
-
-
 def compare(settings: Any) -> None:
     """Run several methods on one data set under one protocol, and put them into one table beside random real images.
 
@@ -246,7 +144,7 @@ def compare(settings: Any) -> None:
     """
     from delt.study import study
 
-    given = _given(settings)
+    given = flags_given(settings)
     dataset, methods = given.pop("dataset", None), given.pop("methods", None)
     if dataset is None or methods is None:
         raise ConfigError("give a data set and --methods NAME,NAME (`delt datasets` and `delt methods` list them)")
@@ -255,7 +153,8 @@ def compare(settings: Any) -> None:
         raise ConfigError(f"ipc is {sizes!r}; allowed are whole numbers with commas, such as 3,10")
     ipcs = [int(part) for part in sizes.split(",")] if sizes else [None]
     out = given.pop("out", Path("runs") / f"{short_name(dataset)}-compare")
-    found = study(dataset, [name.strip() for name in methods.split(",")], out, ipcs, **given)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    found = study(dataset, names, out, ipcs, **given)
     print(f"\n{found.table()}\n\ntable     {out / 'table.txt'}\npicture   {out / 'comparison.png'}")
 
 
@@ -382,6 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
+        if arguments and arguments[0] in COMMANDS:
+            check_options(arguments[0], COMMANDS[arguments[0]], arguments[1:])
         if ranks() > 1 and arguments and arguments[0] not in STAGES:
             raise ConfigError(f"torchrun started {ranks()} processes of `delt {arguments[0]}`; it is for {', '.join(STAGES)}")
         tyro.extras.subcommand_cli_from_dict(

@@ -11,6 +11,7 @@ from delt.analysis.accuracy import Accuracy
 from delt.analysis.compare import (
     COST,
     QUALITY,
+    SPACE,
     Entry,
     Protocol,
     as_reported,
@@ -196,16 +197,33 @@ def test_the_table_lines_up():
     assert lines[-1] == "! not evaluated yet: late"
     head, _, own, random, rule = text.split("\n\n")[1].splitlines()[:5]
     assert all(name in head for name in set(COST) - {"run"}) and set(rule) == {"-"}, "all real images and a run that waits have no cost"
-    assert own.split() == ["delt", "5", "12,000", "40.00%", "70.00", "1.00", "2.00", "0.50", "80.00", "400", "150", "0", "4,500"]
+    assert own.split() == ["delt", "5", "12,000", "40.00%", "70.00", "1.00", "2.00", "0.50", "80.00"]
     assert random.split()[:4] == ["random", "5", "0", "-"]
+    head, _, own, _, rule = text.split("\n\n")[2].splitlines()[:5]
+    assert all(name in head for name in set(SPACE) - {"run"}) and set(rule) == {"-"}
+    assert own.split() == ["delt", "5", "400", "150", "0", "4,500"]
+
+
+def test_what_all_rows_share_is_said_once_below():
+    """A terminal has 80 columns: the tables of a run with its controls fit."""
+    own, random, full = a_run()
+    heads = {"recipe": "common", "student": "convnet3-w32", "epochs": 120}
+    alike = [replace(entry, protocol=Protocol(*heads.values())) for entry in (replace(own, set="one_sub_batch"), random)]
+    text = table(alike)
+    assert "all rows: recipe common, student convnet3-w32, epochs 120" in text and not set(heads) & set(text.splitlines()[0].split())
+    apart = table([*alike, replace(full, protocol=Protocol("common", "convnet3-w32", 60))])
+    assert "all rows: recipe common, student convnet3-w32\n" in apart and "epochs" in apart.splitlines()[0]
+    rows = [line for part in apart.split("\n\n") for line in part.splitlines()[:5]]
+    assert max(map(len, rows)) <= 80
+    assert "recipe" in table(alike[:1]).splitlines()[0] and "all rows" not in table(alike[:1])
 
 
 def test_a_set_of_two_protocols_cost_once():
     own, random, _ = a_run()
     longer = replace(own, protocol=HOW._replace(epochs=300))
-    quality, cost = table([own, longer, random]).split("\n\n")
+    quality, cost, space = table([own, longer, random]).split("\n\n")
     assert [line.split()[0] for line in quality.splitlines()[2:5]] == ["delt", "delt", "random"]
-    assert [line.split()[0] for line in cost.splitlines()[2:4]] == ["delt", "random"]
+    assert all([line.split()[0] for line in part.splitlines()[2:4]] == ["delt", "random"] for part in (cost, space))
 
 
 def a_claim(recipe="paper:delt", student="resnet18", ipc=50, data="imagenet-1k", epochs=300, name="delt", **given):

@@ -29,6 +29,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
     {"plots", "progress", "results", "drift", "shares"},
     {"pipeline"},
     {"batch", "lab", "study", "bench"},
+    {"flags"},
     {"cli"},
     {"__main__"},
 ]

@@ -110,26 +110,29 @@ def test_02_answers_while_its_cells_wait(lab: tuple[Any, str, Path]) -> None:
     browser.open_notebook(page, address, "02.ipynb")
     page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
     explorer = page.locator(".delt-schedule").first
-    panel, plan = explorer.locator(".delt-panel").last, explorer.locator(".delt-view[data-kind=schedule]")
-    words = panel.locator(".delt-words")
-    for number in range(2):  # the plan's own run, and the one beside it that a later cell begins
-        until(lambda: "images, iteration" in words.inner_text(), 60)
-        time.sleep(1)  # the cell that waits has begun
-        count = drawings(plan)
-        explorer.locator(".delt-ri .noUi-handle").focus()
-        page.keyboard.press("ArrowLeft")
-        until(lambda: drawings(plan) > count, 5)
-        panel.locator("button.delt-pause").click()
-        until(lambda: "paused" in words.inner_text(), 5)
-        panel.locator("button.delt-resume").click()
-        until(lambda: "paused" not in words.inner_text(), 5)
-        panel.locator("button.delt-stop").click()
-        until(lambda: "stopped at iteration" in words.inner_text(), 5)
-        if number == 0:
-            page.locator(".delt-trajectory .delt-view").first.wait_for()
-            panel, words = (explorer.locator(place).last for place in (".delt-panel", ".delt-panel .delt-words"))
+    answers(page, explorer)
+    page.locator(".delt-trajectory .delt-view").first.wait_for()
+    answers(page, explorer)  # the run beside it, which a later cell begins
     page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'")
     assert not browser.ours(page.errors)
+
+
+def answers(page: Any, explorer: Any) -> None:
+    """Move a slider, pause, resume and stop the newest run while it works."""
+    panel, plan = explorer.locator(".delt-panel").last, explorer.locator(".delt-view[data-kind=schedule]")
+    words = panel.locator(".delt-words")
+    until(lambda: "images, iteration" in words.inner_text(), 60)
+    time.sleep(1)  # the cell that waits has begun
+    count = drawings(plan)
+    explorer.locator(".delt-ri .noUi-handle").focus()
+    page.keyboard.press("ArrowLeft")
+    until(lambda: drawings(plan) > count, 5)
+    panel.locator("button.delt-pause").click()
+    until(lambda: "paused" in words.inner_text(), 5)
+    panel.locator("button.delt-resume").click()
+    until(lambda: "paused" not in words.inner_text(), 5)
+    panel.locator("button.delt-stop").click()
+    until(lambda: "stopped at iteration" in words.inner_text(), 5)
 
 
 def test_03_diversity(lab: tuple[Any, str, Path]) -> None:

@@ -27,7 +27,9 @@ SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "reco
 STAGES = ("squeeze", *SYNTHESIS, "evaluate")
 NAMES = ("run", "set", "ipc")
 QUALITY = (*NAMES, "recipe", "student", "epochs", "soft labels", "hard labels", "best*", "n", "LRS", "cosine", "published", "off")
-COST = (*NAMES, "img-it", "saved", *STAGES, "peak MB", "image bytes", "label bytes", "teacher bytes")
+COST = (*NAMES, "img-it", "saved", *STAGES)
+SPACE = (*NAMES, "peak MB", "image bytes", "label bytes", "teacher bytes")
+SHARED = ("recipe", "student", "epochs", "n")  # said below a table where all of its lines have them: a terminal is narrow
 Records = Mapping[str, Mapping[str, Any]]  # of finished stages by name, as `RunFolder.records` gives them
 
 
@@ -314,7 +316,7 @@ def as_reported(entry: Entry) -> Accuracy | None:
 
 
 def table(found: Sequence[Entry]) -> str:
-    """The entries as two plain tables, quality and cost, with what their columns mean and what cannot be compared below them."""
+    """The entries as plain tables, quality, cost and space, with what their columns mean and what cannot be compared below them."""
     robust, claimed = [robustness(found, entry) for entry in found], any(claims(entry) for entry in found)
     images = where_tested(entry.hold_out for entry in found)
     quality = [
@@ -331,6 +333,8 @@ def table(found: Sequence[Entry]) -> str:
     cost = [
         "img-it: image-iterations of the synthesis, and the share that EarlyLate saves",
         "squeeze to evaluate: seconds; a cached teacher is only loaded, students of all sets of a run count together",
+    ]
+    space = [
         "peak MB: of one process in rank, recover or relabel, Python and torch included",
         "label bytes: of stored soft labels; labels made online need the teacher instead",
     ]
@@ -339,17 +343,21 @@ def table(found: Sequence[Entry]) -> str:
         if entry.set != FULL and entry.stages:
             sets.setdefault((entry.run, entry.set), entry)
     parts = [_dense(QUALITY, [_quality(entry, score) for entry, score in zip(found, robust, strict=True)], quality)]
-    parts += [_dense(COST, [_cost_of(entry) for entry in sets.values()], cost)] if sets else []
+    if sets:
+        parts.append(_dense(COST, [_cost_of(entry) for entry in sets.values()], cost))
+        parts.append(_dense(SPACE, [_space_of(entry) for entry in sets.values()], space))
     return "\n".join(["\n\n".join(parts), *(f"! {line}" for line in caveats(found))])
 
 
 def _dense(heads: Sequence[str], lines: Sequence[Sequence[Any]], notes: Iterable[str]) -> str:
-    """A table without the columns in which nothing is known, and without the run's name where there is but one."""
+    """A table without the columns in which nothing is known, or that all lines share, and without the run's name where there is but one."""
     runs = {line[0] for line in lines} - {None}
     known = [place for place in range(len(heads)) if not lines or any(line[place] is not None for line in lines)]
-    columns = [place for place in known if heads[place] != "run" or len(runs) != 1]
+    shared = [place for place in known if heads[place] in SHARED and len(lines) > 1 and len({line[place] for line in lines}) == 1]
+    columns = [place for place in known if place not in shared and (heads[place] != "run" or len(runs) != 1)]
     cells = [["-" if line[place] is None else str(line[place]) for place in columns] for line in lines]
-    return aligned([heads[place] for place in columns], cells, notes)
+    said = [f"all rows: {', '.join(f'{heads[place]} {lines[0][place]}' for place in shared)}"] if shared else []
+    return aligned([heads[place] for place in columns], cells, [*said, *notes])
 
 
 def _sources(found: Iterable[Entry]) -> list[str]:
@@ -385,7 +393,6 @@ def _quality(entry: Entry, robust: float | None) -> tuple[Any, ...]:
 
 def _cost_of(entry: Entry) -> tuple[Any, ...]:
     """One line of the table, in the order of `COST`."""
-    sizes = (entry.image_bytes, entry.label_bytes, entry.teacher_bytes)
     return (
         entry.run,
         entry.set,
@@ -393,6 +400,11 @@ def _cost_of(entry: Entry) -> tuple[Any, ...]:
         None if entry.work is None else f"{entry.work:,}",
         None if entry.saved is None else f"{entry.saved:.2%}",
         *(f"{entry.stages[stage]:.2f}" if stage in entry.stages else None for stage in STAGES),
-        None if entry.memory is None else f"{entry.memory / 1e6:,.0f}",
-        *(None if size is None else f"{size:,}" for size in sizes),
     )
+
+
+def _space_of(entry: Entry) -> tuple[Any, ...]:
+    """One line of the table, in the order of `SPACE`."""
+    sizes = (entry.image_bytes, entry.label_bytes, entry.teacher_bytes)
+    memory = None if entry.memory is None else f"{entry.memory / 1e6:,.0f}"
+    return entry.run, entry.set, entry.ipc, memory, *(None if size is None else f"{size:,}" for size in sizes)
