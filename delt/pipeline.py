@@ -100,6 +100,7 @@ def _lead(config: RunConfig, out: Path | str, until: str, listener: Emit | None,
     bars, meter = Bars(), None
     config = absolute(replace(config, runtime=resolve(remembered(config.runtime, RunFolder(Path(out))))))
     check_names(config)  # before there is a folder
+    RunFolder(Path(out)).require_own()
     with (
         heeded() as reins,
         settings(config.runtime),

@@ -16,6 +16,7 @@ import torch
 
 from delt import storage
 from delt.analysis.compare import Entry, differences_to, table
+from delt.artifacts.folder import RunFolder
 from delt.checks import check_config, check_images, check_stages
 from delt.config import RunConfig
 from delt.data.load import open_set
@@ -59,6 +60,7 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
     from delt import plots
 
     folder, configs = Path(out), planned(dataset, methods, ipcs, given)
+    RunFolder(folder).require_no_run("a comparison")
     runs: dict[str, Run] = {}
     for name, config in configs.items():
         print(f"{name} ({len(runs) + 1} of {len(configs)})", flush=True)

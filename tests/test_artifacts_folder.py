@@ -51,6 +51,40 @@ def finished(path: Path) -> RunFolder:
     return folder
 
 
+def test_somebody_elses_files_are_not_replaced(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new").require_own()
+    put(RunFolder(tmp_path), "notes.txt")
+    RunFolder(tmp_path).require_own()
+    put(RunFolder(tmp_path), "synthetic/cat/1.png")
+    with pytest.raises(RunError, match="is no run, and holds synthetic: choose another --out"):
+        RunFolder(tmp_path).require_own()
+    finished(tmp_path / "run").require_own()
+    with RunFolder(tmp_path).hold() as begun:
+        begun.require_own()
+
+
+def test_what_has_runs_inside_does_not_go_into_a_run(tmp_path: Path) -> None:
+    for free in (RunFolder(tmp_path / "new"), RunFolder(tmp_path)):
+        free.require_no_run("a sweep")
+    put(RunFolder(tmp_path), "config.json")
+    put(RunFolder(tmp_path), "scores.json")
+    with pytest.raises(RunError, match="holds a run, and a sweep has run folders inside: choose another --out"):
+        RunFolder(tmp_path).require_no_run("a sweep")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_nothing_is_left_of_a_folder_that_nothing_was_put_into(there: bool, tmp_path: Path) -> None:
+    place = tmp_path / "a"
+    if there:
+        place.mkdir()
+    with pytest.raises(ValueError, match="refused"), RunFolder(place).hold():
+        raise ValueError("refused")
+    assert place.exists() == there
+    with RunFolder(place).hold() as folder:
+        put(folder, "notes.txt")
+    assert files_of(place) == {"notes.txt": b"content"}
+
+
 def test_a_stage_stands_only_after_its_commit_and_with_equal_keys(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.hold() as held:
@@ -434,7 +468,7 @@ def test_holding_alone_leaves_nothing_and_errors_let_go(tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError), folder.hold():
             assert (folder.path / ".work" / "lock").read_text().startswith(f"pid {os.getpid()} on ")
             raise ZeroDivisionError
-        assert list(folder.path.iterdir()) == []
+        assert not folder.path.exists()
     with folder.hold():
         folder.work("rank")
     assert (folder.path / ".work" / "rank").is_dir()  # an unfinished run keeps its state

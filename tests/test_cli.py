@@ -339,3 +339,28 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_part_that_can_be_shown(name
     main(flags)
     for file in ("scores.json", "synthetic.parquet"):
         assert (out / file).read_bytes() == (undisturbed / file).read_bytes()
+
+
+def test_commands_keep_out_of_each_others_folders(tmp_path, capsys, smoke_run):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("parameters: {dataset: digits, preset: smoke}\ngrid: {seed: [0, 1]}\n")
+    for words in (
+        ("sweep", sweep, "--out", smoke_run.path),
+        ("experiment", "digits", "--preset", "smoke", "--out", smoke_run.path),
+        ("compare", "digits", "--methods", "rded", "--preset", "smoke", "--out", smoke_run.path),
+    ):
+        code, _, errors = delt(capsys, *words)
+        assert code == 2 and f"{smoke_run.path} holds a run, and a" in errors and "choose another --out" in errors
+    (tmp_path / "own" / "synthetic").mkdir(parents=True)
+    code, _, errors = delt(capsys, "run", "digits", "--preset", "smoke", "--out", tmp_path / "own")
+    assert code == 2 and "is no run, and holds synthetic" in errors
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path, capsys):
+    code, _, errors = delt(capsys, "run", "digits", "--preset", "smoke", "--ipc", "500", "--out", tmp_path / "a")
+    assert code == 2 and "use --ipc 130 or less" in errors and not (tmp_path / "a").exists()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path, capsys):
+    code, _, errors = delt(capsys, "evaluate", "--out", tmp_path / "nope")
+    assert code == 2 and f"no run at {tmp_path / 'nope'} (looked for config.json in it), and no data set" in errors

@@ -134,6 +134,22 @@ def test_a_failed_download_says_so_in_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failed_download_leaves_no_folder_that_was_not_there(there, tmp_path, monkeypatch):
+    root = tmp_path / "mistyped"
+    if there:
+        root.mkdir()
+
+    def fail(self):
+        Path(self.root).mkdir(exist_ok=True)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
+    with pytest.raises(DataError, match="no route to host"):
+        open_set("cifar10", DataConfig(root=str(root)), CPU)
+    assert root.exists() == there
+
+
 def test_the_download_goes_to_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert data_root(spec_of("cifar10"), DataConfig()) == tmp_path / "delt" / "data"

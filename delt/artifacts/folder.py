@@ -24,6 +24,8 @@ from delt.errors import DeltError, IntegrityError, RunError
 FORMAT = 1
 LOOSE = ("config.json", "metrics.jsonl", "skipped.json")  # files of the run as a whole, hashed when it finishes
 NOT_STAGES = ("stages", "lock")  # names in .work that are taken
+SIGNS = ("config.json", "manifest.json", ".work")  # one of these makes a folder a run
+MADE = ("teachers", "ranking.parquet", "synthetic", "synthetic.parquet", "soft_labels.safetensors", "scores.json", "controls")
 T = TypeVar("T")
 LOCK_BYTES = 8192  # a folder and a file in it
 WORKERS_END = 10.0  # seconds that workers of a killed process may take to end
@@ -59,6 +61,30 @@ class RunFolder:
         folder._holder = self._holder
         return folder
 
+    # ------------------------------------------------------------------------------------------ whose it is
+
+    def require_own(self) -> None:
+        """Refuse a folder in which somebody else's files have the names of those that a run writes, and replaces.
+
+        Raises:
+            RunError: naming them.
+        """
+        strange = [] if self._is_run() else [name for name in MADE if (self.path / name).exists()]
+        if strange:
+            raise RunError(f"{self.path} is no run, and holds {', '.join(strange)}: choose another --out")
+
+    def require_no_run(self, what: str) -> None:
+        """Refuse a run's folder for something that has runs inside.
+
+        Raises:
+            RunError: it holds a run.
+        """
+        if self._is_run() and any((self.path / name).exists() for name in MADE):
+            raise RunError(f"{self.path} holds a run, and {what} has run folders inside: choose another --out")
+
+    def _is_run(self) -> bool:
+        return any((self.path / name).exists() for name in SIGNS)
+
     # ------------------------------------------------------------------------------------------ one writer
 
     @contextlib.contextmanager
@@ -75,6 +101,7 @@ class RunFolder:
             Busy: another process holds the folder (exit code 3).
             RunError: the folder cannot be made or written.
         """
+        new = not self.path.exists()
         handle = self.lock = self._lock()
         self._seen = {}
         try:
@@ -86,6 +113,9 @@ class RunFolder:
                 if not shared:
                     self._sweep()  # what an error kept from being removed
             self._unlock(handle)
+            if new:
+                with contextlib.suppress(OSError):  # it is of use
+                    os.rmdir(self.path)
 
     def _sweep(self) -> None:
         for folder in (self, *self._own_controls()):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delt.artifacts.folder import verify
+from delt.artifacts.folder import RunFolder, verify
 from delt.config import FlatField, RunConfig, flat_fields, flatten
 from delt.drift import SETTINGS
 from delt.errors import DeltError
@@ -65,6 +65,7 @@ def experiment(
         DeltError: `out` cannot be used, or the run did not finish.
     """
     folder = Path(out).resolve()
+    RunFolder(folder).require_no_run("an experiment")
     try:
         make_folder(folder)
     except OSError as error:

@@ -69,6 +69,7 @@ def run_sweep(file: Path | str, out: Path | str | None = None, jobs: int | None 
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs is {jobs}; at least 1 is needed")
     folder = Path(out or SWEEPS / sweep.name).resolve()
+    RunFolder(folder).require_no_run("a sweep")
     for point in sweep.points:
         check(point, folder / point.name, here=engine == "local")
     with RunFolder(folder).hold():

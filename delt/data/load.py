@@ -7,6 +7,7 @@ a run's seed, so every run of a set has the same.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -261,10 +262,14 @@ def _download(spec: DatasetSpec, config: DataConfig, builder: Any, root: Path, b
     missing = f"{len(bad)} files of {spec.name} are missing or damaged in {root}, first {bad[0]}"
     if not config.download:
         raise DataError(f"{missing}; {place}, or allow the download")
+    new = not root.exists()
     try:
         builder(str(root), download=True)
     except Exception as error:  # the network, the disk, the archive: all end in the same advice
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if new:
+            with contextlib.suppress(OSError):  # there is something in it
+                root.rmdir()
         raise DataError(f"{missing}; the download failed ({cause}); {place}") from error
 
 
