@@ -227,7 +227,7 @@ def _scaled(record: dict[str, Any], load: dict[str, Any], config: RunConfig, sha
     looks = {(arch, width): ratio(arch, width) * train / 3 for arch, width, _ in students}
     trained = {teacher: ratio(one.arch, one.width) * train for teacher, one in backbones(own).items() if one.weights == "train"}
     size = load["load"]["size"]
-    notes = [f"rates of {record['machine']['device_name']} at {size} px ({name}), measured {record['date'][:10]}"]
+    notes = [f"rates of {record['machine']['device_name']} at {size} px ({name}), measured {record['date'][:10]}; images are written as here"]
     alike = abs(scale - 1) <= 0.05
     if not alike:
         notes.append(f"scaled from its {load['load']['arch']} at {size} px by the operations of an image ({scale:.3g} times)")
