@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -40,7 +40,14 @@ VALUES = {
     name: {"mean": 0.9 - 0.1 * k, **{f"class/{cls}": 0.9 - 0.1 * k + 0.01 * c for c, cls in enumerate(NAMES)}}
     for k, name in enumerate(("delt", "random", "real"))
 }
-MANY = {"delt": {"mean": 0.8, **{f"class/c{k}": 0.7 + k / 500 for k in range(100)}}, "random": {}}
+LONG = [f"a rather long name of class number {k} of very many" for k in range(30)]
+
+
+def by_class(names: Sequence[str]) -> dict[str, float]:
+    return {"mean": 0.8, **{f"class/{name}": 0.7 + k / 500 for k, name in enumerate(names)}}
+
+
+MANY = {"delt": by_class([f"c{k}" for k in range(100)]), "random": {}}
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
@@ -49,6 +56,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "accuracy, none": lambda: plots.accuracy(Scores()),
     "diversity": lambda: plots.diversity(VALUES),
     "diversity, many classes": lambda: plots.diversity(MANY),
+    "diversity, long names": lambda: plots.diversity({"delt": by_class(LONG)}),
     "diversity, none": lambda: plots.diversity({"delt": {}}),
     "ranking": lambda: plots.ranking(a_ranking()),
     "ranking, one class": lambda: plots.ranking(a_ranking(), classes=[1]),
@@ -79,6 +87,21 @@ def test_diversity_shows_each_class_and_the_mean() -> None:
     assert [line.get_linestyle() for line in ax.lines] == ["-", "--", "-"]
     assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "DELT: mean 0.900"
     assert [label.get_text() for label in ax.get_xticklabels()] == list(NAMES)
+
+
+@pytest.mark.parametrize("count", [10, 30])
+def test_long_names_of_classes_leave_room_for_the_dots(count: int) -> None:
+    figure = plots.diversity({"delt": by_class(LONG[:count])})
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    assert len(ax.get_xticklabels()) == count and ax.bbox.height > 1.2 * figure.dpi and ax.bbox.width > 5 * figure.dpi
+    apart = (ax.bbox.width / count) * np.sin(np.radians(ax.get_xticklabels()[0].get_rotation()))  # of slanted lines
+    assert apart > 8 / 72 * figure.dpi
+
+
+def test_more_classes_than_names_fit_are_a_cloud() -> None:
+    (ax,) = plots.diversity({"delt": by_class([*LONG, "one more"])}).axes
+    assert ax.get_ylabel() == "Set" and len(ax.collections[0].get_offsets()) == 31
 
 
 def test_a_class_called_mean_is_a_class() -> None:

@@ -34,11 +34,18 @@ def on_a_plane(found, real):
     return plots.embedding(places.normal(size=(len(found), 2)), real, places.normal(size=(len(real), 2)), found, "t-SNE")
 
 
+def called(found, name):
+    """The set with classes of long names."""
+    return dataclasses.replace(found, classes=tuple(f"{name} {label} of many" for label in range(len(found.classes))))
+
+
+LONG = [called(toy(name, classes=14), 3 * "long ") for name in ("delt", "random", "real")]
 FOUR = [toy(per_class=5), toy("runs/one", per_class=5), toy("random", made=False), toy("real", made=False)]
 FIGURES = {
     "class_similarity": lambda: plots.class_similarity([toy(), toy("random", made=False), toy("real", made=False)]),
     "class_similarity, many": lambda: plots.class_similarity([toy(classes=30)]),
     "class_similarity, ten": lambda: plots.class_similarity([toy(classes=10), toy("random", classes=10)]),
+    "class_similarity, long names": lambda: plots.class_similarity(LONG),
     "pairs": lambda: plots.pairs([toy(), toy("random", made=False)], 0),
     "pairs, four": lambda: plots.pairs(FOUR, 1),
     "pairs, many": lambda: plots.pairs([toy(per_class=50)], 1),
@@ -68,6 +75,14 @@ def test_many_classes_have_bars_without_names_and_lonely_images_none():
     assert "30 classes" in ax.get_xlabel() and len(ax.patches) == 30
     (ax,) = panels(plots.class_similarity([toy(per_class=1)]))
     assert not ax.patches and "no class has two images" in [text.get_text() for text in ax.texts]
+
+
+def test_long_names_of_classes_leave_room_for_the_bars():
+    figure = plots.class_similarity(LONG)
+    figure.draw_without_rendering()
+    for ax in panels(figure):
+        assert ax.bbox.height > 0.9 * figure.dpi and ax.bbox.width > 2 * figure.dpi
+        assert all("…" in tick.get_text() for tick in ax.get_xticklabels())
 
 
 def test_pairs_are_the_cosines_of_one_class_without_the_diagonal():

@@ -19,6 +19,8 @@ from delt.plots.style import (
     INK,
     SETS,
     SetStyle,
+    class_ticks,
+    class_ticks_height,
     dash,
     dots,
     fill,
@@ -31,7 +33,7 @@ from delt.plots.style import (
     styled,
 )
 
-NAMED = 40  # classes whose names fit under an axis
+NAMED, LEVEL = 30, 75  # classes whose names fit under an axis when they slant, and letters of all when they do not
 EDGE = 1e-6  # a logit axis has no 0 and no 1
 
 
@@ -116,7 +118,7 @@ def diversity(values: Mapping[str, Mapping[str, float]], features: str = "the te
         return figure
     styles = set_styles(values)
     key = {f"{styles[name].label}: mean {of_set['mean']:.3f}": styles[name] for name, of_set in values.items() if "mean" in of_set}
-    figure = picture(title, about, 3.0, key)
+    figure = picture(title, about, 2.7 + class_ticks_height(classes, LEVEL), key)
     ax = figure.add_subplot()
     for turn, (name, of_set) in enumerate(values.items()):
         shift = 0.75 * (turn - (len(values) - 1) / 2) / len(values)  # sets stand side by side in a class
@@ -139,12 +141,10 @@ def _by_class(of_set: Mapping[str, float]) -> dict[str, float]:
 
 
 def _class_axis(ax: Axes, classes: Sequence[str]) -> None:
-    """A tick per class with its name, slanted where they are long."""
-    slant = sum(map(len, classes)) > 75
-    ax.set_xticks(range(len(classes)), classes, rotation=40 if slant else 0, ha="right" if slant else "center", rotation_mode="anchor")
+    """A tick per class with its name, on a band of its own."""
+    class_ticks(ax, classes, LEVEL)
     ax.set_xlim(-0.5, max(1, len(classes)) - 0.5)
     ax.set_xlabel("Class")
-    ax.tick_params(axis="x", length=0)
     for x in range(0, len(classes), 2):  # a band behind every other class keeps its dots together
         ax.axvspan(x - 0.5, x + 0.5, facecolor=BAND, edgecolor="none", zorder=0)
 

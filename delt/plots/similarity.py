@@ -19,6 +19,8 @@ from delt.plots.style import (
     MUTED,
     SetStyle,
     class_colours,
+    class_ticks,
+    class_ticks_height,
     dash,
     elided,
     fill,
@@ -61,9 +63,9 @@ def class_similarity(sets: Sequence[FeatureSet], features: str = "the teacher's 
     columns = min(2, len(sets)) or 1
     lanes = -(-len(sets) // columns) or 1
     count = max((len(found.classes) for found in sets), default=0)
-    slanted = any(len(found.classes) <= NAMED and sum(map(len, found.classes)) > LEVEL for found in sets)
+    names = max((class_ticks_height(found.classes, LEVEL) for found in sets if len(found.classes) <= NAMED), default=0.15)
     about = f"{features}; a bar per class, each panel in its own order; line: mean over {many(count, 'class', 'es')}"
-    figure = picture("Intra-class cosine similarity, lower is more diverse", about, 0.3 + (2.0 if slanted else 1.65) * lanes)
+    figure = picture("Intra-class cosine similarity, lower is more diverse", about, 0.3 + (1.5 + names) * lanes)
     panels = list(figure.subplots(lanes, columns, squeeze=False, sharey=True).flat)
     for found, ax in zip(sets, panels, strict=False):
         _sorted_bars(ax, found, styles[found.name])
@@ -88,8 +90,7 @@ def _sorted_bars(ax: Axes, found: FeatureSet, style: SetStyle) -> None:
     ax.axhline(0, color=INK, linewidth=0.8)
     if len(values) <= NAMED:
         names = [found.classes[label] for label, _ in ranked]
-        slant = sum(map(len, names)) > LEVEL
-        ax.set_xticks(range(len(names)), names, rotation=40 if slant else 0, ha="right" if slant else "center", rotation_mode="anchor")
+        class_ticks(ax, names, LEVEL)
         ax.set_xlabel("Class")
     else:
         ax.set_xlabel(f"{len(values):,} classes, most alike first")

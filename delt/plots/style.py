@@ -35,6 +35,7 @@ MARGIN = 0.1  # inches, left and right
 INK, MUTED, FAINT, BAND = "#222222", "#666666", "#dddddd", "#f4f4f4"
 GREY = "#8a8a8a"  # real images
 LEGIBLE = 12  # sub-batches that can carry a number each
+CLASS_NAME = 18  # letters of a class's name under an axis
 RAMP, LIGHTEST = "viridis", 0.9  # the ramp's last tenth is too pale for white paper
 STYLE = {
     "font.size": 8.5,
@@ -190,6 +191,20 @@ def dash(style: SetStyle) -> Literal["-", "--"]:
 def fill(style: SetStyle) -> str:
     """The inside of a set's dots."""
     return "white" if style.dashed else style.colour
+
+
+def class_ticks(ax: Axes, names: Sequence[str], level: int) -> None:
+    """A tick per class with its name, slanted where all of them together have more than `level` letters."""
+    shown = [elided(name, CLASS_NAME) for name in names]
+    slant = sum(map(len, names)) > level
+    ax.set_xticks(range(len(shown)), shown, rotation=40 if slant else 0, ha="right" if slant else "center", rotation_mode="anchor")
+    ax.tick_params(axis="x", length=0)
+
+
+def class_ticks_height(names: Sequence[str], level: int) -> float:
+    """Inches that the names of `class_ticks` take below their axis."""
+    longest = min(CLASS_NAME, max(map(len, names), default=0))
+    return 0.1 + 0.042 * longest if sum(map(len, names)) > level else 0.15
 
 
 def note(ax: Axes, text: str) -> None:
