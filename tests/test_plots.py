@@ -68,6 +68,7 @@ def test_title_subtitle_and_key_lie_above_the_data(drawn: FigureCanvasAgg) -> No
     assert figure.get_suptitle()
     assert len(figure.texts) == 2
     data = max(ax.get_window_extent().y1 for ax in figure.axes)
+    assert figure._suptitle.get_window_extent(renderer).x1 < figure.bbox.x1
     stack = sorted((part.get_window_extent(renderer) for part in (*figure.texts, *figure.legends)), key=lambda box: -box.y0)
     assert all(box.y0 > data and box.x1 < figure.bbox.x1 for box in stack)
     assert all(upper.y0 >= lower.y1 - 4 for upper, lower in zip(stack, stack[1:], strict=False))

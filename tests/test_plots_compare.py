@@ -36,6 +36,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "comparison, none": lambda: plots.comparison([]),
     "comparison, long names": lambda: plots.comparison(LONG),
     "side_by_side": lambda: plots.side_by_side({"a": a_set(classes=TEN), "b": a_set(ipc=2, sub_batches=2, classes=TEN)}),
+    "side_by_side, long names": lambda: plots.side_by_side(dict.fromkeys("ab", a_set(classes=tuple(20 * "long " + name for name in TEN)))),
     "side_by_side, colour": lambda: plots.side_by_side({f"run {k}": a_set(channels=3, size=80) for k in range(4)}, classes=[2, 0]),
 }
 

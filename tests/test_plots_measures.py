@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "diversity, long names": lambda: plots.diversity({"delt": by_class(LONG)}),
     "diversity, none": lambda: plots.diversity({"delt": {}}),
     "ranking": lambda: plots.ranking(a_ranking()),
+    "ranking, long names": lambda: plots.ranking(replace(a_ranking(), classes=(LONG[0] * 3, LONG[1] * 3))),
     "ranking, one class": lambda: plots.ranking(a_ranking(), classes=[1]),
 }
 

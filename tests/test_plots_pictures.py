@@ -57,6 +57,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "images, blocks of three and four": lambda: plots.images(a_set(ipc=2, classes=TEN[:7], sub_batches=2)),
     "images, not optimised": lambda: plots.images(a_set(iterations=0), what="Random real images"),
     "trajectory": lambda: plots.trajectory(some_snapshots(), 1, name="tench"),
+    "trajectory, long name": lambda: plots.trajectory(some_snapshots(), 1, name=25 * "long " + "tench"),
+    "images, long names": lambda: plots.images(a_set(classes=tuple(20 * "long " + name for name in NAMES))),
     "trajectory, two steps": lambda: plots.trajectory(some_snapshots(channels=3, size=80), 0, steps=2),
 }
 
@@ -93,6 +95,11 @@ def test_a_head_is_left_out_where_columns_differ() -> None:
     synthetic.sub_batch = torch.tensor([0, 1, 0, 0])
     (ax,) = plots.images(synthetic).axes
     assert not ax.texts
+
+
+def test_a_long_name_stays_in_the_title() -> None:
+    title = FIGURES["trajectory, long name"]().get_suptitle()
+    assert title.startswith("Images of class long") and "…" in title and title.endswith("tench while they are optimised")
 
 
 def test_trajectory_begins_with_the_start_and_fades_what_waits() -> None:

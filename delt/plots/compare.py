@@ -19,7 +19,7 @@ from delt.analysis.compare import FULL, Entry, usual
 from delt.analysis.table import unusual_test
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
-from delt.plots.style import GREY, WIDTH, SetStyle, elided, fill, note, picture, set_styles, shown_labels, spread, styled
+from delt.plots.style import GREY, ROW_NAME, WIDTH, SetStyle, elided, fill, note, picture, set_styles, shown_labels, spread, styled
 
 MARKERS = "osD^vP*X"  # runs of one set in turn, whose colour is the same
 KEY, WORD = 24, 12  # letters of a name in the key, of which three stand in a line, and of the set in it
@@ -150,7 +150,8 @@ def side_by_side(sets: Mapping[str, SyntheticSet], classes: Sequence[int] | None
     labels = shown_labels(classes, len(names))
     rows = {name: [_of_class(one, label, per_class) for label in labels] for name, one in sets.items()}
     columns = max((len(row) for block in rows.values() for row in block), default=1)
-    margin = 0.35 + 0.066 * max(len(names[label]) for label in labels)
+    beside = [elided(names[label], ROW_NAME) for label in labels]
+    margin = 0.35 + 0.066 * max(map(len, beside))
     abreast = min(ABREAST, len(sets))
     side = min((WIDTH - margin) / (abreast * (columns + 0.3)), 0.5)
     lines = -(-len(sets) // abreast)
@@ -163,7 +164,7 @@ def side_by_side(sets: Mapping[str, SyntheticSet], classes: Sequence[int] | None
     for turn, (ax, (name, block)) in enumerate(zip(grid.flat, rows.items(), strict=False)):
         _sheet(ax, block, columns)
         ax.set_title(elided(name, int(columns * side / 0.075)))
-        ax.set_yticks(np.arange(len(labels)) + 0.5, [names[label] if turn % abreast == 0 else "" for label in labels])
+        ax.set_yticks(np.arange(len(labels)) + 0.5, beside if turn % abreast == 0 else [""] * len(labels))
     return figure
 
 

@@ -15,6 +15,7 @@ from delt.artifacts.ranking import Ranking
 from delt.artifacts.scores import Score, Scores, Summary
 from delt.plots.style import (
     BAND,
+    CLASS_NAME,
     GREY,
     INK,
     SETS,
@@ -23,6 +24,7 @@ from delt.plots.style import (
     class_ticks_height,
     dash,
     dots,
+    elided,
     fill,
     in_order,
     many,
@@ -192,7 +194,7 @@ def ranking(ranking: Ranking, classes: Sequence[int] | None = None) -> Figure:
     for y, label in enumerate(labels):
         rows = ranking.class_index == label
         _patches(ax, y, ranking.score[rows], ranking.place[rows] >= 0)
-    ax.set_yticks(range(len(labels)), [ranking.classes[label] for label in labels])
+    ax.set_yticks(range(len(labels)), [elided(ranking.classes[label], CLASS_NAME) for label in labels])
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set(ylabel="Class", xlabel="Teacher's probability of the true class (hard to easy)")
     ax.tick_params(axis="y", length=0)

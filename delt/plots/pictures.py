@@ -14,7 +14,7 @@ from torch import Tensor
 from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
-from delt.plots.style import MUTED, WIDTH, on, picture, shown_labels, spread, styled, sub_batch_colours
+from delt.plots.style import MUTED, ROW_NAME, WIDTH, elided, on, picture, shown_labels, spread, styled, sub_batch_colours
 
 MOST_COLUMNS = 20  # of images side by side
 
@@ -38,7 +38,7 @@ def images(synthetic: SyntheticSet, per_class: int = 10, classes: Sequence[int] 
     shown = f"{len(labels)} of {len(synthetic.classes)}" if len(labels) < len(synthetic.classes) else f"all {len(labels)}"
     most = max(1, int(synthetic.labels.bincount(minlength=1).max()))
     some = f"{columns} of {most}" if columns < most else f"all {most}"
-    names = [synthetic.classes[label] for label in labels]
+    names = [elided(synthetic.classes[label], ROW_NAME) for label in labels]
     figure, blocks, side = _grid(f"{what}, {shown} classes", f"{some} images per class, {head.says}", names, columns, head.inches)
     for place, row in enumerate(rows):
         ax, y = _place(blocks, len(rows), place)

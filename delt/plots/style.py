@@ -35,7 +35,7 @@ MARGIN = 0.1  # inches, left and right
 INK, MUTED, FAINT, BAND = "#222222", "#666666", "#dddddd", "#f4f4f4"
 GREY = "#8a8a8a"  # real images
 LEGIBLE = 12  # sub-batches that can carry a number each
-CLASS_NAME = 18  # letters of a class's name under an axis
+TITLE, ROW_NAME, CLASS_NAME = 70, 44, 18  # letters of a title, of a name beside a row, and of a class's at an axis
 RAMP, LIGHTEST = "viridis", 0.9  # the ramp's last tenth is too pale for white paper
 STYLE = {
     "font.size": 8.5,
@@ -160,7 +160,7 @@ def picture(title: str, subtitle: str, body: float, key: Mapping[str, SetStyle] 
     height = body + 0.4 + 0.16 * len(about) + 0.2 * rows
     layout = ConstrainedLayoutEngine(rect=(0, 0, 1, body / height), w_pad=MARGIN)
     figure = Picture(figsize=(WIDTH, height), layout=layout, facecolor="white")
-    figure.suptitle(title, x=MARGIN / WIDTH, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, fontweight="bold")
+    figure.suptitle(elided(title, TITLE), x=MARGIN / WIDTH, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, fontweight="bold")
     figure.text(MARGIN / WIDTH, 1 - 0.31 / height, "\n".join(about), va="top", color=MUTED)
     if key:
         place = (0.0, 1 - (0.31 + 0.16 * len(about)) / height)

@@ -19,11 +19,26 @@ from delt.analysis.sweep import PointRow, kinds, lead, varying
 from delt.analysis.table import unusual_test
 from delt.config import flat_fields
 from delt.errors import DataError
-from delt.plots.style import FAINT, MUTED, SETS, SetStyle, dash, dots, fill, in_order, note, on, picture, set_styles, styled
+from delt.plots.style import (
+    FAINT,
+    MUTED,
+    ROW_NAME,
+    SETS,
+    SetStyle,
+    dash,
+    dots,
+    elided,
+    fill,
+    in_order,
+    note,
+    on,
+    picture,
+    set_styles,
+    styled,
+)
 
 BEST = "#d55e00"  # the frame around the best cell
 CELLS = 9  # columns whose cells have room for a spread
-LONG = 44  # characters of a name beside a row
 COLOURED = 6  # values that can have a colour each
 TOP1 = "Top-1 accuracy (%)"
 
@@ -170,7 +185,7 @@ def points(rows: Sequence[PointRow], labels: str | None = None) -> Figure:
     """Accuracy point by point, in the order of the sweep: a dot per student, mean ± std, the random control as a dashed line."""
     labels = labels or _first(rows)
     names, marks = [row.name for row in rows], "a dot per student; bar: mean ± std"
-    if max(map(len, names), default=0) > LONG:
+    if max(map(len, names), default=0) > ROW_NAME:
         names = [", ".join(_text(row.parameters.get(name)) for name in varying(rows)) for row in rows]
         marks = f"{marks}; rows: {', '.join(varying(rows))}"
     figure = picture("Accuracy of the points", _about(rows, labels, marks), 0.6 + 0.27 * max(2, len(rows)))
@@ -185,7 +200,7 @@ def points(rows: Sequence[PointRow], labels: str | None = None) -> Figure:
         ax.annotate(f"{own.mean:.1f}{_spread(own)} (n {own.n})", (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=7.5)
         if chance := row.accuracy.get(("random", labels)):
             ax.plot([chance.mean] * 2, [y - 0.5, y + 0.5], color=SETS["random"].colour, linestyle="--", linewidth=1)
-    ax.set_yticks(range(len(rows)), [name if len(name) <= LONG else f"{name[: LONG - 1]}…" for name in names])
+    ax.set_yticks(range(len(rows)), [elided(name, ROW_NAME) for name in names])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     if not any(row.own(labels) for row in rows):
         ax.set_xticks([])
