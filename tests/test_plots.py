@@ -39,6 +39,36 @@ def test_all_names_are_there() -> None:
     assert plots.png(FIGURES["schedule"](), 20).startswith(b"\x89PNG")
 
 
+EMPTY = [
+    "accuracy, none",
+    "comparison, none",
+    "class_similarity, no pairs",
+    "depth, no pairs",
+    "diversity, none",
+    "losses, none",
+    "pairs, none",
+    "schedule, nothing to do",
+    "tradeoffs, none",
+]
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_picture_says_why_and_claims_nothing(name: str) -> None:
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    reasons = ("no ", "one image has no pairs", "nothing is optimised")
+    assert any(text.get_text().startswith(reasons) for ax in figure.axes for text in ax.texts)
+    about = figure.texts[1].get_text()
+    assert not any(word in about for word in ("line", "bar", "dot", "±", "mean", "framed", "row", "band")), about
+    for ax in figure.axes:
+        assert not any(len(line.get_xdata()) for line in ax.lines) and ax.get_label() != "<colorbar>"  # type: ignore[arg-type]
+        assert not any(patch.get_window_extent().width for patch in ax.patches)
+        for axis in (ax.xaxis, ax.yaxis):
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            assert not any(part.get_visible() for tick in ticks for part in (tick.label1, tick.gridline))
+            assert not any(tick.tick1line.get_visible() and tick.tick1line.get_markersize() for tick in ticks)
+
+
 @pytest.fixture(scope="module", params=FIGURES)
 def drawn(request: pytest.FixtureRequest) -> FigureCanvasAgg:
     """Each figure, laid out and drawn once for the tests below."""
@@ -59,8 +89,8 @@ def test_every_axis_says_what_it_shows(drawn: FigureCanvasAgg) -> None:
         if ax.get_label() == "<colorbar>" or ax.images:  # a grid of images has row names and a head instead
             continue
         assert any(other.get_xlabel() for other in ax.get_shared_x_axes().get_siblings(ax))
-        rows = [tick.get_text() for other in ax.get_shared_y_axes().get_siblings(ax) for tick in other.get_yticklabels()]
-        assert ax.get_ylabel() or any(rows)
+        beside = ax.get_shared_y_axes().get_siblings(ax)
+        assert any(other.get_ylabel() for other in beside) or any(tick.get_text() for other in beside for tick in other.get_yticklabels())
 
 
 def test_title_subtitle_and_key_lie_above_the_data(drawn: FigureCanvasAgg) -> None:

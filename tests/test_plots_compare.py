@@ -75,6 +75,17 @@ def test_a_set_stands_at_its_cost_and_its_diversity() -> None:
     assert "soft labels; convnet3, recipe common, 30 epochs; mean ± std, n 3; line: all real images, hard labels, 97.0" in about(figure)
 
 
+def test_single_students_have_no_spread() -> None:
+    one = {"soft": Accuracy((50.0,))}
+    assert about(plots.comparison([an_entry("a", accuracy=one)])).endswith("30 epochs; one student each, so the spread is unknown")
+    assert about(plots.comparison([an_entry("a"), an_entry("b", accuracy=one)])).endswith("mean ± std, n 1/3")
+
+
+def test_one_class_and_one_image_are_no_plural() -> None:
+    figure = plots.side_by_side({"a": a_set(ipc=1, sub_batches=1, classes=("only",))})
+    assert about(figure).startswith("1 class, up to 1 image per class")
+
+
 def test_near_costs_have_a_plain_axis() -> None:
     assert plots.comparison(SOME[:2]).axes[0].get_xscale() == "linear"
 

@@ -51,6 +51,10 @@ def test_bars_of_the_schedule_are_its_work() -> None:
     assert np.asarray(crop.lines[0].get_ydata())[[0, -1]] == pytest.approx([100, 8])
 
 
+def test_one_update_is_no_plural() -> None:
+    assert plots.schedule(plan(1, 1)).texts[1].get_text() == "1 image-iteration per class"
+
+
 @pytest.mark.parametrize(("round_iterations", "says"), [(100, True), (20, False)])
 def test_the_white_area_says_what_is_saved_where_there_is_room(round_iterations: int, says: bool) -> None:
     bars = plots.schedule(plan(300, 3, round_iterations, 3)).axes[0]

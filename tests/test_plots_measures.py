@@ -81,6 +81,14 @@ def test_accuracy_has_a_dot_per_student_and_says_mean_and_spread() -> None:
     assert rows == ["DELT", "random real images", "one sub-batch", "all real images"]
 
 
+@pytest.mark.parametrize(
+    ("students", "said"), [(1, "one student each, so the spread is unknown"), (3, "a dot per student; bar: mean ± std")]
+)
+def test_accuracy_says_whether_there_is_a_spread(students: int, said: str) -> None:
+    about = plots.accuracy(Scores([row for row in some_scores() if row.seed < students])).texts[1].get_text()
+    assert about == f"convnet3, recipe common; {said}; line: all real images, hard labels"
+
+
 def test_diversity_shows_each_class_and_the_mean() -> None:
     figure = plots.diversity(VALUES)
     (ax,) = figure.axes

@@ -79,6 +79,13 @@ def test_images_lie_in_rows_of_classes_early_ones_left() -> None:
     assert {"1", "2", "3", "90", "60", "30"} <= set(texts)
 
 
+def test_one_class_and_one_image_are_no_plural() -> None:
+    figure = FIGURES["images, one"]()
+    assert [text.get_text() for text in figure.texts] == ["Synthetic images, 1 class", "1 image per class, early sub-batches on the left"]
+    some, (title, about) = a_set(ipc=30), plots.images(a_set(ipc=30), classes=[1]).texts
+    assert title.get_text() == f"Synthetic images, 1 of {len(some.classes)} classes" and about.get_text().startswith("10 of 30 images per")
+
+
 def test_many_rows_of_few_columns_stand_in_two_blocks() -> None:
     synthetic = a_set(ipc=5, sub_batches=5, classes=TEN[:7])
     left, right = plots.images(synthetic).axes

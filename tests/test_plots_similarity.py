@@ -46,6 +46,9 @@ FIGURES = {
     "class_similarity, many": lambda: plots.class_similarity([toy(classes=30)]),
     "class_similarity, ten": lambda: plots.class_similarity([toy(classes=10), toy("random", classes=10)]),
     "class_similarity, long names": lambda: plots.class_similarity(LONG),
+    "class_similarity, no pairs": lambda: plots.class_similarity([toy(per_class=1), toy("random", per_class=1, made=False)]),
+    "pairs, none": lambda: plots.pairs([toy(per_class=1)], 0),
+    "depth, no pairs": lambda: plots.depth([toy(per_class=1), toy("random", made=False)]),
     "pairs": lambda: plots.pairs([toy(), toy("random", made=False)], 0),
     "pairs, four": lambda: plots.pairs(FOUR, 1),
     "pairs, many": lambda: plots.pairs([toy(per_class=50)], 1),
@@ -96,6 +99,20 @@ def test_pairs_are_the_cosines_of_one_class_without_the_diagonal():
     assert f"mean {expected[off].mean():.3f}" in left.get_title(loc="left")
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["1", "2"] and not figure.axes[1].get_yticklabels()
     assert left.collections[0].get_clim() == figure.axes[1].collections[0].get_clim()
+
+
+def test_heights_are_named_beside_the_first_bars():
+    alone, beside = panels(plots.class_similarity([toy(per_class=1), toy("random", made=False)]))
+    assert not alone.patches and not alone.lines and not alone.get_ylabel() and beside.get_ylabel() == plots.similarity.COSINE
+    beside.figure.draw_without_rendering()
+    assert any(tick.label1.get_visible() for tick in beside.yaxis.get_major_ticks())
+
+
+def test_the_mean_is_over_classes_that_have_one():
+    few = toy(classes=5)
+    few.labels[:4] = torch.arange(4) % 2 * 4  # class 0 keeps two images
+    few.labels[4:8] = torch.tensor([1, 2, 2, 2])  # class 1 keeps one
+    assert "mean over 4 classes" in plots.class_similarity([few, toy(per_class=1, classes=5)]).texts[1].get_text()
 
 
 def test_pairs_refuse_what_is_no_class():
@@ -150,6 +167,8 @@ def test_embedding_has_a_mark_for_every_image_in_the_colour_of_its_class():
 def test_many_classes_share_colours_and_have_no_key():
     key = on_a_plane(toy(classes=30), toy("real", classes=30, made=False)).axes[0].get_legend()
     assert [text.get_text() for text in key.get_texts()] == ["sub-batch 1", "sub-batch 2"]
+    about = [" ".join(on_a_plane(toy(classes=k), toy("real", classes=k, made=False)).texts[1].get_text().split()) for k in (10, 30)]
+    assert ["colour: the class (30 classes share 10 colours)" in words for words in about] == [False, True]
     assert on_a_plane(toy(classes=30, made=False), toy("real", classes=30, made=False)).axes[0].get_legend() is None
 
 

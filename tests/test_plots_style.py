@@ -72,6 +72,16 @@ def test_numbers_and_nouns_agree() -> None:
     assert [style.many(1, "image"), style.many(2000, "image"), style.many(2, "class", "es")] == ["1 image", "2,000 images", "2 classes"]
 
 
+def test_a_part_and_the_whole_are_told_apart() -> None:
+    assert [style.of_all(1, 1, "class", "es"), style.of_all(3, 3, "class", "es")] == ["1 class", "all 3 classes"]
+    assert [style.of_all(1, 2, "image"), style.of_all(10, 1000, "class", "es")] == ["1 of 2 images", "10 of 1,000 classes"]
+
+
+@pytest.mark.parametrize(("counts", "said"), [([3, 1], ["bar: std"]), ([1, 1], ["one student each, so the spread is unknown"]), ([], [])])
+def test_nothing_is_said_of_a_spread_that_is_not_there(counts: list[int], said: list[str]) -> None:
+    assert style.spread_marks(counts, "bar: std") == said
+
+
 def test_matplotlib_is_left_as_it_was_and_the_users_style_has_no_say(tmp_path: Path) -> None:
     plain = style.png(a_figure())
     before = dict(matplotlib.rcParams)

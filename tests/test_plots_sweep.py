@@ -71,6 +71,7 @@ FIGURES = {
     "overview": lambda: plots.overview(SWEEPS["two, gaps"]),
     "lines": lambda: plots.lines(SWEEPS["one, two kinds"], "rank_keep"),
     "points": lambda: plots.points(SWEEPS["three"]),
+    "tradeoffs, none": lambda: plots.tradeoffs(SWEEPS["none of three is done"]),
     "tradeoffs": lambda: plots.tradeoffs(SWEEPS["two"]),
 }
 
@@ -153,6 +154,11 @@ def test_cells_without_a_number_say_why():
     assert texts(plots.overview(lonely)).count("–") == 2  # no point was asked for
 
 
+def test_nothing_is_said_of_what_is_not_there():
+    words = [" ".join(texts(draw(SWEEPS["none is done"]))) for draw in (plots.overview, plots.points, plots.tradeoffs)]
+    assert not any(mark in said for said in words for mark in ("±", "framed", "dot"))
+
+
 def test_a_picture_of_held_out_images_says_so():
     held = [replace(point, hold_out=0.1) for point in SWEEPS["two"]]
     for rows, said in ((held, True), (SWEEPS["two"], False)):
@@ -185,7 +191,7 @@ def test_rows_of_long_names_can_be_told_apart():
 
 def test_single_students_have_no_spread():
     words = " ".join(texts(plots.overview(SWEEPS["one, single students"])))
-    assert "random real images 70.0." in words and "± 0" not in words
+    assert "random real images 70.0." in " ".join(words.split()) and "±" not in words and "so the spread is unknown" in words
 
 
 def test_the_labels_asked_for_are_shown():

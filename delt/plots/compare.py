@@ -19,7 +19,24 @@ from delt.analysis.compare import FULL, Entry, usual
 from delt.analysis.table import unusual_test
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
-from delt.plots.style import GREY, ROW_NAME, WIDTH, SetStyle, elided, fill, note, picture, set_styles, shown_labels, spread, styled
+from delt.plots.style import (
+    GREY,
+    ROW_NAME,
+    WIDTH,
+    SetStyle,
+    blank,
+    elided,
+    fill,
+    many,
+    note,
+    of_all,
+    picture,
+    set_styles,
+    shown_labels,
+    spread,
+    spread_marks,
+    styled,
+)
 
 MARKERS = "osD^vP*X"  # runs of one set in turn, whose colour is the same
 KEY, WORD = 24, 12  # letters of a name in the key, of which three stand in a line, and of the set in it
@@ -64,6 +81,7 @@ def comparison(entries: Sequence[Entry], labels: str | None = None) -> Figure:
         note(alike, "one image of a class\nhas no similarity")
     if not known:
         note(cost, f"no student has been trained\nwith {labels} labels yet")
+        blank(alike)
     return figure
 
 
@@ -104,7 +122,7 @@ def _about(entries: Sequence[Entry], known: Sequence[Entry], full: Entry | None,
     """How the students were trained, and which runs are missing, and why."""
     facts = [f"{labels} labels", *unusual_test(entry.hold_out for entry in known), *([str(known[0].protocol)] if known else [])]
     counts = sorted({entry.accuracy[labels].n for entry in known})
-    facts += [f"mean ± std, n {'/'.join(map(str, counts))}"] if counts else []
+    facts += spread_marks(counts, f"mean ± std, n {'/'.join(map(str, counts))}")
     facts += [f"line: all real images, hard labels, {full.accuracy['hard'].mean:.1f}"] if full else []
     drawn = {(entry.run, entry.set) for entry in known}
     left = [entry for entry in entries if entry.set != FULL and (entry.run, entry.set) not in drawn]
@@ -155,8 +173,8 @@ def side_by_side(sets: Mapping[str, SyntheticSet], classes: Sequence[int] | None
     abreast = min(ABREAST, len(sets))
     side = min((WIDTH - margin) / (abreast * (columns + 0.3)), 0.5)
     lines = -(-len(sets) // abreast)
-    shown = f"{len(labels)} of {len(names)}" if len(labels) < len(names) else f"all {len(names)}"
-    about = f"{shown} classes, up to {columns} images per class, early sub-batches on the left"
+    shown = of_all(len(labels), len(names), "class", "es")
+    about = f"{shown}, up to {many(columns, 'image')} per class, early sub-batches on the left"
     figure = picture("Images of the same classes", about, lines * (side * len(labels) + 0.35))
     grid = figure.subplots(lines, abreast, squeeze=False, subplot_kw={"anchor": "NW"})
     for ax in grid.flat[len(sets) :]:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from delt.artifacts.snapshots import Snapshots
-from delt.plots.style import INK, LEGIBLE, MUTED, many, note, on, picture, styled, sub_batch_colours
+from delt.plots.style import INK, LEGIBLE, MUTED, blank, many, note, on, picture, styled, sub_batch_colours
 from delt.schedule import Schedule, learning_rate, smallest_crop
 
 
@@ -35,15 +35,13 @@ def schedule(
     """
     one = schedule.sub_batches == 1
     title = f"{many(schedule.ipc, 'image')} per class in {many(schedule.sub_batches, 'sub-batch', 'es')}"
-    work = f"{schedule.image_iterations:,} image-iterations per class"
+    work = f"{many(schedule.image_iterations, 'image-iteration')} per class"
     gain = "" if one else f", {schedule.saved:.2%} fewer than with all images from the start ({schedule.ipc * schedule.iterations:,})"
     figure = picture(("EarlyLate off: " if one else "EarlyLate: ") + title, work + gain, 4.4)
     bars, rate, crop = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
     _bars(bars, schedule)
     crop.set_xlim(0, max(1, schedule.iterations))
     _iteration_axis(crop)
-    if not schedule.iterations:
-        note(bars, "nothing is optimised: the starting images are kept")
     _curves(rate, schedule, clock, lambda t, total: learning_rate(t, total, base_lr))
     _curves(crop, schedule, clock, lambda t, total: 100 * smallest_crop(t, total, min_crop, curriculum, milestone))
     rate.set_ylabel("Learning\nrate")
@@ -51,6 +49,9 @@ def schedule(
     rate.set_ylim(0, 1.08 * base_lr or 1)
     rate.yaxis.set_major_locator(MaxNLocator(3))
     crop.set(ylim=(0, 108), yticks=[0, 50, 100])
+    if not schedule.iterations:
+        note(bars, "nothing is optimised: the starting images are kept")
+        blank(rate, crop)
     figure.align_ylabels()
     return figure
 
@@ -105,8 +106,9 @@ def losses(snapshots: Snapshots) -> Figure:
     readings = snapshots.readings
     groups = len({reading["group"] for reading in readings})
     at = sorted({reading["iteration"] for reading in readings})
-    about = "one group of images" if groups == 1 else f"mean over {groups} groups of images; bands: smallest to largest group"
-    figure = picture("Losses while the images are optimised", f"{about}; {len(at)} readings", 4.0)
+    marks = "one group of images; " if groups == 1 else f"mean over {groups} groups of images; bands: smallest to largest group; "
+    about = (marks if readings else "") + many(len(at), "reading")
+    figure = picture("Losses while the images are optimised", about, 4.0)
     entropy, distance = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, 1])
     count = max((len(reading["cross_entropy"]) for reading in readings), default=1)
     colours = sub_batch_colours(count)
@@ -128,6 +130,7 @@ def losses(snapshots: Snapshots) -> Figure:
         ax.grid(axis="y")
     if not readings:
         note(entropy, "no losses were recorded")
+        blank(distance)
     if count > 1:
         _ramp_bar(figure, [entropy, distance], colours)
     figure.align_ylabels()

@@ -29,9 +29,11 @@ from delt.plots.style import (
     in_order,
     many,
     note,
+    of_all,
     picture,
     set_styles,
     shown_labels,
+    spread_marks,
     styled,
 )
 
@@ -49,7 +51,7 @@ def accuracy(scores: Scores) -> Figure:
     sets = [list(dict.fromkeys((line.set, line.epochs) for line in _of(lines, kind))) for kind in kinds]
     sets = [sorted(rows, key=lambda row: row[0] == "full") for rows in sets]
     about = [f"{kinds[0][1]}, recipe {kinds[0][0]}"] if len(kinds) == 1 else []
-    about += ["a dot per student", "bar: mean ± std"]
+    about += spread_marks((line.n for line in lines), "a dot per student; bar: mean ± std")
     about += ["line: all real images, hard labels"] if len(small) < len(lines) else []
     body = 0.55 + max(0.6, sum(0.3 * len(rows) + 0.35 for rows in sets))
     figure = picture("Accuracy of students trained from scratch, last epoch", "; ".join(about), body)
@@ -62,6 +64,7 @@ def accuracy(scores: Scores) -> Figure:
     for ax in grid[-1]:
         ax.set_xlabel("Top-1 accuracy (%)")
     if not lines:
+        grid[0, 0].set_ylabel("Set")
         note(grid[0, 0], "no student has been trained yet")
     return figure
 
@@ -92,7 +95,7 @@ def _students(ax: Axes, scores: Scores, lines: list[Summary], rows: list[tuple[s
         )
         spread = f" ± {line.std:.1f}" if line.n > 1 else ""
         ax.annotate(f"{line.mean:.1f}{spread} (n {line.n})", (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=7.5)
-    ax.set_yticks(range(len(rows)), [styles[name].label + (f", {epochs} epochs" if repeated else "") for name, epochs in rows])
+    ax.set_yticks(range(len(rows)), [styles[name].label + (f", {many(epochs, 'epoch')}" if repeated else "") for name, epochs in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
@@ -112,7 +115,7 @@ def diversity(values: Mapping[str, Mapping[str, float]], features: str = "the te
     """
     values = {name: values[name] for name in in_order(values)}
     classes = list(dict.fromkeys(name for of_set in values.values() for name in _by_class(of_set)))
-    about = f"{features}; one dot per class, line: mean over {many(len(classes), 'class', 'es')}"
+    about = features + (f"; one dot per class, line: mean over {many(len(classes), 'class', 'es')}" if classes else "")
     title = "Intra-class cosine similarity, lower is more diverse"
     if len(classes) > NAMED:
         figure = picture(title, about, 0.6 + 0.45 * len(values))
@@ -183,10 +186,10 @@ def ranking(ranking: Ranking, classes: Sequence[int] | None = None) -> Figure:
     """
     labels = shown_labels(classes, len(ranking.classes))
     kept = int((ranking.place >= 0).sum())
-    shown = "" if len(labels) == len(ranking.classes) else f"; {len(labels)} of {len(ranking.classes)} classes shown"
+    shown = f"; {of_all(len(labels), len(ranking.classes), 'class', 'es')} shown" if len(labels) < len(ranking.classes) else ""
     beyond = int(((ranking.score < EDGE) | (ranking.score > 1 - EDGE)).sum())
     edge = f"; {beyond:,} beyond {100 * EDGE:.4f}% or {100 - 100 * EDGE:.4f}% are drawn there" if beyond else ""
-    about = f"{len(ranking):,} candidates, {kept:,} kept ({ranking.keep}){shown}{edge}"
+    about = f"{many(len(ranking), 'candidate')}, {kept:,} kept ({ranking.keep}){shown}{edge}"
     key = {"candidate": SetStyle("candidate", GREY), "kept, starts a synthetic image": SETS["delt"]}
     figure = picture("Real patches that start the synthetic images, by difficulty", about, 0.8 + 0.42 * len(labels), key, lines=False)
     ax = figure.add_subplot()

@@ -14,7 +14,7 @@ from torch import Tensor
 from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
-from delt.plots.style import MUTED, ROW_NAME, WIDTH, elided, on, picture, shown_labels, spread, styled, sub_batch_colours
+from delt.plots.style import MUTED, ROW_NAME, WIDTH, elided, of_all, on, picture, shown_labels, spread, styled, sub_batch_colours
 
 MOST_COLUMNS = 20  # of images side by side
 
@@ -35,11 +35,11 @@ def images(synthetic: SyntheticSet, per_class: int = 10, classes: Sequence[int] 
     rows = [spread(_where(synthetic.labels == label), max(1, min(per_class, MOST_COLUMNS))) for label in labels]
     columns = max(1, *map(len, rows))
     head = _Head.of(synthetic, rows)
-    shown = f"{len(labels)} of {len(synthetic.classes)}" if len(labels) < len(synthetic.classes) else f"all {len(labels)}"
+    shown = of_all(len(labels), len(synthetic.classes), "class", "es")
     most = max(1, int(synthetic.labels.bincount(minlength=1).max()))
-    some = f"{columns} of {most}" if columns < most else f"all {most}"
     names = [elided(synthetic.classes[label], ROW_NAME) for label in labels]
-    figure, blocks, side = _grid(f"{what}, {shown} classes", f"{some} images per class, {head.says}", names, columns, head.inches)
+    about = f"{of_all(columns, most, 'image')} per class, {head.says}"
+    figure, blocks, side = _grid(f"{what}, {shown}", about, names, columns, head.inches)
     for place, row in enumerate(rows):
         ax, y = _place(blocks, len(rows), place)
         for x, index in enumerate(row):
@@ -107,8 +107,7 @@ def trajectory(snapshots: Snapshots, label: int, steps: int = 6, name: str | Non
     depth = [int(snapshots.sub_batch[r]) for r in rows]
     colours = sub_batch_colours(int(snapshots.sub_batch.max()) + 1)
     recorded = len(_where(snapshots.labels == label))
-    some = f"{len(rows)} of {recorded}" if len(rows) < recorded else f"all {recorded}"
-    about = f"{some} recorded images, one per row; faded: not joined yet"
+    about = f"{of_all(len(rows), recorded, 'recorded image')}, one per row; faded: not joined yet"
     title = f"Images of class {name or label} while they are optimised"
     figure, (ax,), _ = _grid(title, about, [f"sub-batch {k + 1}" for k in depth], len(times), 0.2)
     for y, (row, k) in enumerate(zip(rows, depth, strict=True)):

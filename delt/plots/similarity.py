@@ -62,18 +62,26 @@ def class_similarity(sets: Sequence[FeatureSet], features: str = "the teacher's 
     styles = _styles(sets)
     columns = min(2, len(sets)) or 1
     lanes = -(-len(sets) // columns) or 1
-    count = max((len(found.classes) for found in sets), default=0)
+    count = max((len(found.by_class) for found in sets), default=0)
     names = max((class_ticks_height(found.classes, LEVEL) for found in sets if len(found.classes) <= NAMED), default=0.15)
-    about = f"{features}; a bar per class, each panel in its own order; line: mean over {many(count, 'class', 'es')}"
-    figure = picture("Intra-class cosine similarity, lower is more diverse", about, 0.3 + (1.5 + names) * lanes)
+    marks = f"; a bar per class, each panel in its own order; line: mean over {many(count, 'class', 'es')}" if count else ""
+    figure = picture("Intra-class cosine similarity, lower is more diverse", features + marks, 0.3 + (1.5 + names) * lanes)
     panels = list(figure.subplots(lanes, columns, squeeze=False, sharey=True).flat)
     for found, ax in zip(sets, panels, strict=False):
         _sorted_bars(ax, found, styles[found.name])
     for ax in panels[len(sets) :]:
         ax.remove()
-    for ax in panels[::columns]:
-        ax.set_ylabel(COSINE)
+    for lane in range(0, len(sets), columns):
+        _name_heights(panels[lane : lane + columns])
     return figure
+
+
+def _name_heights(lane: Sequence[Axes]) -> None:
+    """The heights of the panels of a row, which they share, at the left of the first that has bars."""
+    ax = next((ax for ax in lane if ax.patches), None)
+    if ax:
+        ax.tick_params(labelleft=True)
+    (ax or lane[0]).set_ylabel(COSINE)
 
 
 def _sorted_bars(ax: Axes, found: FeatureSet, style: SetStyle) -> None:
@@ -85,8 +93,9 @@ def _sorted_bars(ax: Axes, found: FeatureSet, style: SetStyle) -> None:
     ax.set_title(label if mean is None else f"{label}: mean {mean:.3f}")
     if mean is None:
         note(ax, "no class has two images")
-    else:
-        ax.axhline(mean, color=INK, linewidth=1.2, linestyle=dash(style))
+        ax.set_xlabel("Class")
+        return
+    ax.axhline(mean, color=INK, linewidth=1.2, linestyle=dash(style))
     ax.axhline(0, color=INK, linewidth=0.8)
     if len(values) <= NAMED:
         names = [found.classes[label] for label, _ in ranked]
@@ -120,9 +129,9 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
     matrices = [_without_diagonal(part) for part in parts]
     known = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices] or [np.zeros(1)])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    about = f"{features}; a row and a column per image, the first {most} at most; white: the image itself"
+    marks = f"; a row and a column per image, the first {most} at most; white: the image itself" if len(known) else ""
     side = 6.0 / max(2, columns)
-    figure = picture(f"Pairs of images of class {sets[0].classes[label]}", about, lanes * (side + 0.35))
+    figure = picture(f"Pairs of images of class {sets[0].classes[label]}", features + marks, lanes * (side + 0.35))
     panels = figure.subplots(lanes, columns, squeeze=False)
     for found, part, matrix, ax in zip(sets, parts, matrices, panels.flat, strict=False):
         numbers = np.array([[_short(value) for value in row] for row in matrix]) if len(part) <= ANNOTATED else False
@@ -135,7 +144,8 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
             note(ax, "one image has no pairs")
     for ax in panels.flat[len(sets) :]:
         ax.remove()
-    figure.colorbar(panels.flat[0].collections[0], ax=list(panels.flat[: len(sets)]), label="Cosine", shrink=0.8, aspect=30)
+    if len(known):
+        figure.colorbar(panels.flat[0].collections[0], ax=list(panels.flat[: len(sets)]), label="Cosine", shrink=0.8, aspect=30)
     return figure
 
 
@@ -177,13 +187,14 @@ def depth(sets: Sequence[FeatureSet], features: str = "the teacher's features") 
     A dot per image and a bar for mean ± std; sets without sub-batches are a line at their mean.
     """
     styles = _styles(sets)
-    about = f"{features}; a dot per image: its mean cosine to the others of its class; bar: mean ± std"
-    key = {style.label: style for style in styles.values()}
-    figure = picture("Similarity by depth, lower is more diverse", about, 2.9, key)
-    by_number, by_updates = figure.subplots(1, 2, sharey=True)
     made = [found for found in sets if found.sub_batch is not None]
+    known = [found for found in made if found.by_class]
+    marks = "; a dot per image: its mean cosine to the others of its class; bar: mean ± std" if known else ""
+    key = {style.label: style for style in styles.values()} if known else None
+    figure = picture("Similarity by depth, lower is more diverse", features + marks, 2.9, key)
+    by_number, by_updates = figure.subplots(1, 2, sharey=True)
     step = 0.7 / max(1, len(made))
-    for found in sets:
+    for found in sets if known else ():
         similarity = cosine_to_class(found.features, found.labels, len(found.classes)).numpy()
         if found.sub_batch is None or found.iterations is None:
             mean = _mean(similarity)
@@ -200,10 +211,8 @@ def depth(sets: Sequence[FeatureSet], features: str = "the teacher's features") 
     by_updates.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     for ax in (by_number, by_updates):
         ax.grid(axis="y")
-        if not made:
-            note(ax, "no set was optimised")
-        elif all(len(found) == found.labels.unique().numel() for found in made):
-            note(ax, "no class has two images")
+        if not known:
+            note(ax, "no class has two images" if made else "no set was optimised")
     return figure
 
 
@@ -234,7 +243,10 @@ def embedding(places: Points, real: FeatureSet, places_real: Points, found: Feat
         raise DataError(f"{len(places)} and {len(places_real)} places for {len(found)} and {len(real)} images; they must agree")
     style = _styles([found])[found.name]
     colours = np.array(class_colours(len(real.classes)))
-    subtitle = f"{about + '; ' if about else ''}small dots: {len(real):,} held-out real images; large marks: {many(len(found), 'image')}"
+    marks = f"small dots: {many(len(real), 'held-out real image')}; large marks: {many(len(found), 'image')}"
+    subtitle = f"{about}; {marks}" if about else marks
+    if len(real.classes) > COLOURED:
+        subtitle += f"; colour: the class ({many(len(real.classes), 'class', 'es')} share {COLOURED} colours)"
     figure = picture(f"{style.label} among real images", f"{subtitle}; distances between far clusters mean nothing", 4.4)
     ax = figure.add_subplot()
     ax.scatter(places_real[:, 0], places_real[:, 1], s=5, c=colours[real.labels.numpy()], alpha=0.4, linewidths=0)

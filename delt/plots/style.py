@@ -207,8 +207,16 @@ def class_ticks_height(names: Sequence[str], level: int) -> float:
     return 0.1 + 0.042 * longest if sum(map(len, names)) > level else 0.15
 
 
+def blank(*axes: Axes) -> None:
+    """Take ticks and grid from axes that nothing is drawn in: their numbers would mean nothing."""
+    for ax in axes:
+        ax.grid(False)
+        ax.tick_params(which="both", length=0, labelleft=False, labelbottom=False)
+
+
 def note(ax: Axes, text: str) -> None:
-    """Say in the middle of an empty picture why it is empty."""
+    """Say in the middle of an empty picture why it is empty; the last thing that is done to it."""
+    blank(ax)
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED)
 
 
@@ -221,6 +229,18 @@ def on(colour: str) -> str:
 def many(count: int, noun: str, plural: str = "s") -> str:
     """A count with its noun, e.g. `3 classes`."""
     return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def spread_marks(counts: Iterable[int], marks: str) -> list[str]:
+    """What a subtitle says of dots and bars: `marks` where a mean is of several students, nothing where there is none."""
+    most = max(counts, default=0)
+    return [marks] if most > 1 else ["one student each, so the spread is unknown"] if most else []
+
+
+def of_all(shown: int, count: int, noun: str, plural: str = "s") -> str:
+    """How many of how many are shown: `1 class`, `all 3 classes`, `3 of 10 classes`."""
+    words = many(count, noun, plural)
+    return f"{shown:,} of {words}" if shown < count else words if count == 1 else f"all {words}"
 
 
 def spread(items: list[int], most: int) -> list[int]:

@@ -30,10 +30,12 @@ from delt.plots.style import (
     elided,
     fill,
     in_order,
+    many,
     note,
     on,
     picture,
     set_styles,
+    spread_marks,
     styled,
 )
 
@@ -41,6 +43,7 @@ BEST = "#d55e00"  # the frame around the best cell
 CELLS = 9  # columns whose cells have room for a spread
 COLOURED = 6  # values that can have a colour each
 TOP1 = "Top-1 accuracy (%)"
+EMPTY = "no point is done yet"
 
 
 def overview(rows: Sequence[PointRow], labels: str | None = None) -> Figure:
@@ -66,12 +69,16 @@ def grid(rows: Sequence[PointRow], x: str, y: str, labels: str | None = None) ->
     columns, lanes = _values(rows, x), _values(rows, y)
     places = {_place(row, x, y): row for row in rows}
     if len(places) < len(rows):
-        raise DataError(f"{len(rows)} points fall into {len(places)} cells of {x} and {y}: choose the points of one cell each first")
+        raise DataError(
+            f"{len(rows)} points fall into {many(len(places), 'cell')} of {x} and {y}: choose the points of one cell each first"
+        )
     cells = [[places.get((json.dumps(across), json.dumps(up))) for across in columns] for up in lanes]
-    figure = picture(f"Accuracy over {x} and {y}", _about(rows, labels, "mean ± std; framed: best"), 0.75 + 0.52 * max(2, len(lanes)))
+    ahead = lead(rows, labels)
+    about = _about(rows, labels, "mean ± std", *(["framed: best"] if ahead else []))
+    figure = picture(f"Accuracy over {x} and {y}", about, 0.75 + 0.52 * max(2, len(lanes)))
     ax = figure.add_subplot()
     _heat(ax, cells, labels)
-    if ahead := lead(rows, labels):
+    if ahead:
         row, column = next((r, c) for r, line in enumerate(cells) for c, cell in enumerate(line) if cell is ahead.best)
         ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=BEST, linewidth=2.5, clip_on=False, zorder=4))
     ax.set_xticks(np.arange(len(columns)) + 0.5, [_text(value) for value in columns])
@@ -141,13 +148,8 @@ def lines(rows: Sequence[PointRow], x: str) -> Figure:
             ax.set_title(f"{labels} labels")
     panels[0].set_ylabel(TOP1)
     if not sets:
-        _empty(panels[0])
+        note(panels[0], EMPTY)
     return figure
-
-
-def _empty(ax: Axes) -> None:
-    note(ax, "no point is done yet")
-    ax.set_yticks([])
 
 
 def _over(rows: Sequence[PointRow], x: str, values: Sequence[Any], name: str, labels: str) -> list[Accuracy | None]:
@@ -184,11 +186,12 @@ def _series(ax: Axes, series: list[Accuracy | None], style: SetStyle, shift: flo
 def points(rows: Sequence[PointRow], labels: str | None = None) -> Figure:
     """Accuracy point by point, in the order of the sweep: a dot per student, mean ± std, the random control as a dashed line."""
     labels = labels or _first(rows)
-    names, marks = [row.name for row in rows], "a dot per student; bar: mean ± std"
+    names, named = [row.name for row in rows], []
     if max(map(len, names), default=0) > ROW_NAME:
         names = [", ".join(_text(row.parameters.get(name)) for name in varying(rows)) for row in rows]
-        marks = f"{marks}; rows: {', '.join(varying(rows))}"
-    figure = picture("Accuracy of the points", _about(rows, labels, marks), 0.6 + 0.27 * max(2, len(rows)))
+        named = [f"rows: {', '.join(varying(rows))}"]
+    about = _about(rows, labels, "a dot per student; bar: mean ± std", *named)
+    figure = picture("Accuracy of the points", about, 0.6 + 0.27 * max(2, len(rows)))
     ax = figure.add_subplot()
     for y, row in enumerate(rows):
         if (own := row.own(labels)) is None:
@@ -235,8 +238,7 @@ def tradeoffs(rows: Sequence[PointRow], labels: str | None = None) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=ax is cost))
         ax.grid()
         if not known:
-            _empty(ax)
-            ax.set_xticks([])
+            note(ax, EMPTY)
     return figure
 
 
@@ -269,15 +271,19 @@ def axis_label(name: str) -> str:
     return short[0].upper() + short[1:] if short else name
 
 
-def _about(rows: Sequence[PointRow], labels: str, marks: str, lead_too: bool = True) -> str:
-    """What was trained and how, the controls that are the same at every point, and how far the best point is ahead."""
+def _about(rows: Sequence[PointRow], labels: str, marks: str, *more: str, lead_too: bool = True) -> str:
+    """What was trained and how, the controls that are the same at every point, and how far the best point is ahead.
+
+    Args:
+        marks: what dots and bars are, where there is a spread; `more` is said of any picture.
+    """
     done = [row for row in rows if row.accuracy]
     counts = sorted({own.n for row in done if (own := row.own(labels))})
     facts = [f"{labels} labels", *unusual_test(row.hold_out for row in done)]
-    facts += sorted({f"{row.student}, {row.epochs} epochs" for row in done})[:2]
+    facts += sorted({f"{row.student}, {many(row.epochs or 0, 'epoch')}" for row in done})[:2]
     facts += ["n " + " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))] if counts else []
-    facts += [marks, *_references(done, labels)]
-    facts += [f"{len(rows) - len(done)} of {len(rows)} points without a result"] if len(done) < len(rows) else []
+    facts += [*spread_marks(counts, marks), *more, *_references(done, labels)]
+    facts += [f"{len(rows) - len(done)} of {many(len(rows), 'point')} without a result"] if len(done) < len(rows) else []
     ahead = lead(rows, labels) if lead_too else None
     return "; ".join(facts) + (f". Best: {ahead}" if ahead and ahead.second else "")
 
