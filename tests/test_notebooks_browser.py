@@ -183,6 +183,13 @@ def test_03_diversity(lab: tuple[Any, str, Path]) -> None:
     before = heat.get_attribute("src")
     explorer.locator(".delt-class select").select_option("3  3")
     until(lambda: heat.get_attribute("src") != before)
+
+    # every picture is as narrow as the window makes it
+    page.set_viewport_size({"width": 900, "height": 1300})
+    for name in ("By class", "Pairs of a class", "By depth"):
+        explorer.get_by_role("tab", name=name).click()
+        until(lambda: heat.evaluate("image => image.complete && image.naturalWidth") > 600)
+        assert heat.evaluate("image => image.getBoundingClientRect().right - image.parentElement.getBoundingClientRect().right") <= 0
     assert not browser.ours(page.errors)
 
 

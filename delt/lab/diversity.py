@@ -115,7 +115,7 @@ class DiversityExplorer(ipywidgets.VBox):
         self.says, self.numbers, self.view = ipywidgets.HTML(), ipywidgets.HTML(), View(kind="scatter")
         self.numbers.add_class("delt-numbers")
         self.says.add_class("delt-says")
-        self.images = {name: ipywidgets.Image(format="png", layout={"max_width": "760px"}) for name in PICTURES[1:]}
+        self.images = {name: ipywidgets.Image(format="png", layout={"max_width": "min(760px, 100%)"}) for name in PICTURES[1:]}
         pairs = ipywidgets.VBox([self.class_choice, self.images["pairs"]])
         pages = (self.view, self.images["classes"], pairs, self.images["depth"])
         self.tabs = ipywidgets.Tab(pages, titles=TITLES, layout={"max_width": "1000px"})
