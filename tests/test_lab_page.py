@@ -179,10 +179,10 @@ def opened(surfer: Any, tmp_path: Path) -> Iterator[Opened]:
     surfer.set_viewport_size({"width": 1000, "height": 1200})
     address = (tmp_path / "page.html").as_uri()
 
-    def go(*views: View, **texts: Any) -> Any:
+    def go(*views: View, drawn: int | None = None, **texts: Any) -> Any:
         written(tmp_path, *views, **texts)
         surfer.goto(address)
-        surfer.locator(".delt-view[data-drawn]").nth(len(views) - 1).wait_for()
+        surfer.locator(".delt-view[data-drawn]").nth((drawn or len(views)) - 1).wait_for()
         return surfer
 
     yield go
@@ -258,6 +258,18 @@ def test_a_bar_says_what_it_is(opened: Opened) -> None:
     assert bar.evaluate(stroke) == "rgb(34, 34, 34)" != before
     assert "now" not in page.locator("svg text").all_text_contents()
     assert "now" in opened(bars(now=100)).locator("svg text").all_text_contents()
+
+
+@in_browser
+def test_one_image_and_one_update_are_no_plural(opened: Opened) -> None:
+    page = opened(View(kind="schedule", state=schedule_state(plan(2, 2, 1, 2), RecoverConfig())))
+    assert page.locator("rect.bar title").all_text_contents()[1] == "sub-batch 2: 1 image, joins at 1, 1 update"
+
+
+@in_browser
+def test_a_scrubber_waits_for_images(opened: Opened) -> None:
+    page = opened(scrubber(), View(kind="frames"), drawn=1)
+    assert [bar.is_visible() for bar in page.locator(".delt-bar").all()] == [True, False]
 
 
 @in_browser
@@ -522,4 +534,8 @@ def test_a_dark_theme_turns_ink_and_colours_light(opened: Opened) -> None:
     until(page, f"Number(document.querySelector('[data-kind=frames]').dataset.drawn) > {count}")
     assert page.evaluate("getComputedStyle(document.querySelector('svg text')).fill") == "rgb(250, 250, 250)"
     assert dark != page.evaluate(stroke)
+    lifted = {tuple(round(0.7 * part + 0.3 * 250) for part in colour) for name, (_, _, colour) in DOTS.items() if name != "real"}
+    assert lifted <= colours(page, "[data-kind=scatter] > .delt-canvas", least=15), "dark dots would vanish"
+    key = page.locator(".delt-key i").first.evaluate("dot => getComputedStyle(dot).backgroundColor")
+    assert float(re.findall(r"[\d.]+", key)[0]) > 0, "black is lifted in the key, too"
     assert (250, 250, 250) in colours(page, "[data-kind=frames] > .delt-canvas", least=4), "names of rows are drawn anew"

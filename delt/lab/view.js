@@ -20,10 +20,20 @@ function put(parent, name, className = "", text = null) {
 }
 
 const number = (value) => value.toLocaleString("en", { maximumFractionDigits: 6 });
+const many = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
 const plain = (value) => (typeof value === "number" ? number(value) : value);
 
-function paint(what, colour) {  // attributes of a shape; dark themes lift dark colours
-  return { [what]: colour, style: `${what}: color-mix(in srgb, ${colour}, var(--ink) var(--lift))` };
+function lifted(colour, ink = "var(--ink)", lift = "var(--lift)") {  // dark themes lift dark colours
+  return `color-mix(in srgb, ${colour}, ${ink} ${lift})`;
+}
+
+function paint(what, colour) {  // attributes of a shape
+  return { [what]: colour, style: `${what}: ${lifted(colour)}` };
+}
+
+function paintOn(context, style, colour) {  // a canvas knows no variables; where it cannot mix, the plain colour stays
+  context.fillStyle = colour;
+  context.fillStyle = lifted(colour, style.getPropertyValue("--ink"), style.getPropertyValue("--lift"));
 }
 
 function roomIn(root) {  // CSS pixels between the paddings
@@ -106,7 +116,7 @@ function bar(svg, state, k, x, upper, lower, named) {
   const join = x(state.joins[k]), end = x(state.iterations), middle = (upper + lower) / 2 + 4;
   const box = { x: join, y: upper, width: end - join, height: lower - upper, class: "bar", ...paint("fill", state.colours[k]) };
   const node = add(svg, "rect", box);
-  const says = `sub-batch ${k + 1}: ${state.sizes[k]} images, joins at ${number(state.joins[k])}, ${number(state.updates[k])} updates`;
+  const says = `sub-batch ${k + 1}: ${many(state.sizes[k], "image")}, joins at ${number(state.joins[k])}, ${many(state.updates[k], "update")}`;
   add(node, "title", {}, says);
   if (lower - upper > 11 && end - join > 14)
     add(svg, "text", { x: join + 5, y: middle, style: `fill: ${readable(state.colours[k])}`, "pointer-events": "none" }, k + 1);
@@ -214,6 +224,7 @@ function tile(context, image, [w, h], column, row, x, y, side) {
 function frames(root, model) {
   const controls = put(root, "div", "delt-bar"), canvas = put(root, "canvas", "delt-canvas");
   const parts = scrubber(controls, model);
+  controls.style.display = "none";  // until there is something to scrub through
   let image = null, of = "", turn = 0;
 
   const draw = () => {
@@ -285,17 +296,17 @@ function drawFrames(root, canvas, image, state, at, difference) {
   const blocks = state.scrub ? [["start", 0], [difference ? "change so far" : `iteration ${number(state.iterations[at])}`, at], ["end", last]] : [["", 0]];
   const room = Math.max(320, roomIn(root)) - 100, grid = layout(state, blocks.length, room);
   const context = sharp(canvas, 98 + blocks.length * grid.block, grid.head + grid.tops.at(-1));
-  const style = getComputedStyle(root), ink = style.getPropertyValue("--ink"), muted = style.getPropertyValue("--muted");
+  const style = getComputedStyle(root);
   context.font = "11px system-ui, sans-serif";
   context.textBaseline = "middle";
   const waits = (row, s) => row.join > 0 && state.iterations[s] <= row.join;
   state.rows.forEach((row, r) => {
     const note = state.scrub && waits(row, at) ? `joins at ${number(row.join)}` : row.note;
-    rowName(context, { ...row, note }, grid.head + grid.tops[r], grid.tops[r + 1] - grid.tops[r] - 4, ink, muted);
+    rowName(context, style, { ...row, note }, grid.head + grid.tops[r], grid.tops[r + 1] - grid.tops[r] - 4);
   });
   blocks.forEach(([name, s], b) => {
     const left = 96 + b * grid.block;
-    context.fillStyle = muted;
+    context.fillStyle = style.getPropertyValue("--muted");
     context.fillText(name, left, 8);
     state.rows.forEach((row, r) => {
       context.globalAlpha = waits(row, s) && (b === 1 || !state.scrub) ? 0.35 : 1;
@@ -320,12 +331,12 @@ function layout(state, blocks, room) {  // tiles as large as there is room for; 
   return { columns, side, high, tops, head: state.scrub ? 18 : 2, block: Math.max(least, block) };
 }
 
-function rowName(context, row, y, high, ink, muted) {
-  context.fillStyle = row.colour;
+function rowName(context, style, row, y, high) {
+  paintOn(context, style, row.colour);
   context.fillRect(0, y, 5, high);
-  context.fillStyle = ink;
+  context.fillStyle = style.getPropertyValue("--ink");
   context.fillText(row.name, 10, y + high / 2 - (high > 26 ? 7 : 0));
-  context.fillStyle = muted;
+  context.fillStyle = style.getPropertyValue("--muted");
   if (high > 26) context.fillText(row.note, 10, y + high / 2 + 7);
 }
 
@@ -439,7 +450,7 @@ function drawScatter(root, canvas, state, picked, lasso) {
   for (const k of order) {
     const real = !state.shape[k];
     context.globalAlpha = real ? 0.35 : 1;
-    context.fillStyle = state.colour[k];
+    paintOn(context, style, state.colour[k]);
     mark(context, ...places[k], real ? 2.5 : 5.5, state.shape[k]);
     context.fill();
     context.globalAlpha = 1;
@@ -503,7 +514,9 @@ function hover(tooltip, canvas, image, state, k, event) {
 function drawKey(key, state) {
   const entry = (name, colour) => {
     const part = put(key, "span");
-    put(part, "i").style.background = colour;
+    const dot = put(part, "i");
+    dot.style.background = colour;
+    dot.style.background = lifted(colour);
     part.append(name);
   };
   key.replaceChildren();
