@@ -110,7 +110,7 @@ def test_stopped_in_an_earlier_stage_there_is_nothing_yet(tmp_path: Path, monkey
     live = LiveRun(settings(teacher_seed=11), tmp_path / "run")
     live.heard = live.stop
     live.start().join(60)
-    assert live.status == "stopped" and live.synthetic is None and live.words == "stopped while training the teacher"
+    assert live.status == "stopped" and live.synthetic is None and live.words == "stopped while training the teacher; press Run to go on"
 
 
 def test_an_error_is_said(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_stopped_before_the_first_step_it_says_so_and_can_go_on(tmp_path: Path) 
     live = LiveRun(settings(), tmp_path / "run")
     live.heard = lambda: live.stop() if live.status == "running" else None
     live.start().join(60)
-    assert live.status == "stopped" and live.words == "stopped while opening the data" and not live.active
+    assert live.status == "stopped" and live.words == "stopped while opening the data; press Run to go on" and not live.active
     live.heard = lambda: None
     assert live.start().join(60).status == "done"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from delt.artifacts.snapshots import Frame
 from delt.config import RecoverConfig
-from delt.lab.state import LIVE_COLUMNS, Trajectory, live_state, losses_state, schedule_state
+from delt.lab.state import LIVE_COLUMNS, Trajectory, live_state, losses_state, rows_state, schedule_state
 from delt.plots import sub_batch_colours
 from delt.schedule import learning_rate, plan
 
@@ -54,6 +54,10 @@ def test_losses_leave_out_what_was_not_measured() -> None:
     state = losses_state([(0, [1.0]), (3, [0.5, None]), (6, [float("nan"), 2.0])], 9, 2)
     assert [line["points"] for line in state["lines"]] == [[[0, 1.0], [3, 0.5]], [[6, 2.0]]]
     assert state["span"] == [0, 9] and [line["colour"] for line in state["lines"]] == sub_batch_colours(2)
+
+
+def test_one_update_is_no_plural() -> None:
+    assert [row["note"] for row in rows_state(plan(2, 2, 1, 2), [[0], [1]])] == ["2 updates", "1 update"]
 
 
 def a_frame(per_sub_batch: int) -> tuple[Frame, Tensor]:

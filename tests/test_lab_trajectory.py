@@ -48,6 +48,12 @@ def test_figure_and_page(smoke_run: delt.Run, tmp_path: Path) -> None:
     assert "<canvas" not in page.split("<script")[0] and "sub-batch 3" in page and len(page) > 20_000
 
 
+def test_one_image_is_no_plural(tmp_path: Path) -> None:
+    config = delt.configure("digits", preset="smoke", ipc=1, iterations=4, workers=1, recover_record_count=2)
+    run = delt.run(config, tmp_path / "run", until="recover", listener=lambda event: None)
+    assert TrajectoryExplorer(run).title == "delt on digits, 1 image per class"
+
+
 def test_what_was_not_recorded_cannot_be_shown(smoke_run: delt.Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images were recorded"):
         TrajectoryExplorer(smoke_run.controls["start"])

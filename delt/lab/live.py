@@ -20,6 +20,7 @@ from delt.artifacts.synthetic import SyntheticSet
 from delt.config import RunConfig
 from delt.errors import DeltError, Stopped
 from delt.pipeline import run
+from delt.plots.style import many
 from delt.results import Run
 from delt.runtime import resolve
 
@@ -200,7 +201,7 @@ class LiveRun:
         if self.status == "done":
             return f"done in {self._seconds:,.1f} s, {self.schedule.saved:.0%} of the work saved"
         if self.status == "stopped":
-            return f"stopped {self._at()}; press Run to go on" if self.synthetic else f"stopped while {self._stage_in_words}"
+            return f"stopped {self._at() if self.synthetic else f'while {self._stage_in_words}'}; press Run to go on"
         if self.status == "ready":
             return "not started"
         doing = self._doing()
@@ -234,4 +235,4 @@ class LiveRun:
         frame, schedule = self.frame, self.schedule
         assert frame is not None
         round_ = max(1, schedule.active(max(0, min(frame.iteration, schedule.iterations) - 1)))
-        return f"round {round_} of {schedule.sub_batches}, {frame.active} of {frame.size} images, iteration {frame.iteration:,}"
+        return f"round {round_} of {schedule.sub_batches}, {frame.active} of {many(frame.size, 'image')}, iteration {frame.iteration:,}"

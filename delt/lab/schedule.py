@@ -30,6 +30,7 @@ from delt.lab.panel import ROW, RunPanel, words
 from delt.lab.state import schedule_state
 from delt.lab.view import View
 from delt.methods import METHODS, SCHEDULE, changed, configure
+from delt.plots.style import many
 from delt.runtime import resolve
 
 RECORDED = 61  # snapshots of a run that is started here: the start, the end, and what is between
@@ -165,10 +166,11 @@ class ScheduleExplorer(ipywidgets.VBox):
     def facts(self) -> list[tuple[str, str]]:
         """What the schedule costs, as (name, text)."""
         schedule, seconds = self.dials.schedule, self.seconds
+        counted = many(self.classes, "class", "es") + ("" if self.counted else " assumed")
         waiting = "not known" if self._failed else "measuring ..."
         return [
             ("image-iterations per class", f"{schedule.image_iterations:,}"),
-            (f"in all ({self.classes:,} classes{'' if self.counted else ' assumed'})", f"{schedule.image_iterations * self.classes:,}"),
+            (f"in all ({counted})", f"{schedule.image_iterations * self.classes:,}"),
             ("saved by EarlyLate", f"{schedule.saved:.1%}"),
             ("synthesis on this device", waiting if seconds is None else f"about {duration(seconds)}"),
         ]

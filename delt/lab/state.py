@@ -11,7 +11,7 @@ import torch
 from delt.artifacts.snapshots import Frame, Snapshots
 from delt.config import RecoverConfig
 from delt.lab.sheet import sheet
-from delt.plots.style import INK, spread, sub_batch_colours
+from delt.plots.style import INK, many, spread, sub_batch_colours
 from delt.schedule import Schedule, learning_rate, smallest_crop
 
 POINTS = 120  # of a curve
@@ -74,7 +74,7 @@ def rows_state(schedule: Schedule, images: Iterable[Sequence[int]]) -> list[Stat
     return [
         {
             "name": f"sub-batch {k + 1}",
-            "note": f"{schedule.updates[k]:,} updates",
+            "note": many(schedule.updates[k], "update"),
             "colour": colours[k],
             "join": schedule.joins[k],
             "images": list(tiles),

@@ -18,6 +18,7 @@ from delt.lab.live import LiveRun
 from delt.lab.page import save_html
 from delt.lab.state import Trajectory
 from delt.lab.view import View
+from delt.plots.style import many
 from delt.results import Run, load
 from delt.schedule import Schedule
 
@@ -37,7 +38,7 @@ class TrajectoryExplorer(ipywidgets.VBox):
 
     def __init__(self, run: Run | LiveRun | Path | str) -> None:
         run = opened(run)
-        self.title = f"{run.config.method} on {short_name(run.config.dataset)}, {run.config.ipc} images per class"
+        self.title = f"{run.config.method} on {short_name(run.config.dataset)}, {many(run.config.ipc, 'image')} per class"
         self.trajectory = trajectory_of(run)
         self.view = follow(View(kind="frames"), self.trajectory)
         super().__init__([self.view])
