@@ -227,7 +227,8 @@ def _scaled(record: dict[str, Any], load: dict[str, Any], config: RunConfig, sha
     looks = {(arch, width): ratio(arch, width) * train / 3 for arch, width, _ in students}
     trained = {teacher: ratio(one.arch, one.width) * train for teacher, one in backbones(own).items() if one.weights == "train"}
     size = load["load"]["size"]
-    notes = [f"rates of {record['machine']['device_name']} at {size} px ({name}), measured {record['date'][:10]}; images are written as here"]
+    there, date = record["machine"]["device_name"], record["date"][:10]
+    notes = [f"rates of {there} at {size} px ({name}), measured {date}; images are written as here"]
     alike = abs(scale - 1) <= 0.05
     if not alike:
         notes.append(f"scaled from its {load['load']['arch']} at {size} px by the operations of an image ({scale:.3g} times)")
@@ -235,4 +236,4 @@ def _scaled(record: dict[str, Any], load: dict[str, Any], config: RunConfig, sha
         notes.append("training was not measured there: a step is taken for 1.5 times an image-iteration of recover, by their operations")
     notes.append("a pass forward is taken for a third of a step in training; what decoding files takes is not counted")
     memory = int(variant["peak_memory"]) if alike else None  # operations do not tell it
-    return Rates(record["machine"]["device_name"], speed, trained, scale * train / 3, students, looks, _write(shape), memory, tuple(notes))
+    return Rates(there, speed, trained, scale * train / 3, students, looks, _write(shape), memory, tuple(notes))
