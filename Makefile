@@ -5,6 +5,7 @@
 # make browser   what the tests in a real browser need: Chromium from Debian's packages, Playwright from PyPI
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n + 1 : 8)))
 export OMP_NUM_THREADS ?= 1
 export PYTHONDONTWRITEBYTECODE :=  # where it is set, as in many containers, every process that a test starts would compile this package again
 
@@ -29,7 +30,7 @@ browser: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
 
 test: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
