@@ -6,6 +6,7 @@ delt show runs/a
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -278,6 +279,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; our own errors become one line and their exit code."""
     warnings.showwarning = lambda message, *rest, **more: print(f"delt: {prefix()}warning: {visible(message)}", file=sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
+            stream.reconfigure(errors="replace")  # a terminal of another encoding shows ? for what it does not know
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)

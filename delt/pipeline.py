@@ -370,21 +370,25 @@ class Pipeline:
     def evaluate(self, parts: list[Pipeline], teachers: Teachers) -> None:
         """Train the students of all sets together, so that no core waits for another set's turn."""
         work = self.folder.work("evaluate", self.evaluate_keys())
-        job = Job(self.config.seed, self.config.runtime, work, self.emit, self.pool, world=self.world)
+        watch, started = Stopwatch(work / "seconds.json", self.emit), self.pool.startup
+        job = Job(self.config.seed, self.config.runtime, work, watch, self.pool, world=self.world)
         sets = [(part.set_name, part.config, part.folder.path) for part in parts]
         tasks = students_of(sets, teachers, self.real, job)
         full = [task for task in tasks if task.score.set == "full"]
         self.pool.reset_peak()
-        begun, started, known = time.monotonic(), self.pool.startup, self.known_scores()
+        known = self.known_scores()
         if {task.score.key for task in tasks} - {row.key for row in known}:
             self.drift.settle(self.config.runtime)
         known.add(row for task in full if (row := cache.load_score(self.full_key(task))))
         self.call("evaluate", work, sets=[[name, flatten(config), str(path)] for name, config, path in sets], known=known.as_dicts())
-        rows = run_students(tasks, job, known.rows)
+        try:
+            rows = run_students(tasks, job, known.rows)
+        finally:
+            watch.note()
         for task, row in zip(tasks, rows, strict=True):
             if row.set == "full":
                 cache.keep_score(self.full_key(task), row)
-        seconds = time.monotonic() - begun - (self.pool.startup - started)
+        seconds = watch.seconds - (self.pool.startup - started)
         for part in parts:
             own = rows if part is self else [row for row in rows if row.set == part.set_name]
             part.keep_scores(own, seconds)
@@ -400,8 +404,9 @@ class Pipeline:
             return Scores()
 
     def keep_scores(self, rows: list[Score], seconds: float) -> None:
-        """Write the scores beside those that stand, which may be of other recipes, students or seeds."""
+        """Write the scores beside those that stand, which may be of other recipes, students or seeds, and took their seconds, too."""
         known, keys = self.known_scores(), self.evaluate_keys()
+        earlier = self.folder.records().get("evaluate", {}) if known.rows else {}
         scores = Scores(list(known.rows))
         scores.add(rows)
         if scores.rows == known.rows and self.stands("evaluate", keys):
@@ -409,7 +414,8 @@ class Pipeline:
         note = {"keys": keys, "rows": scores.as_dicts()}  # a stop between the next two lines would forget the older rows
         storage.write_sealed(self.folder.work("evaluate") / "scores.json", note)
         scores.save(self.folder.path)
-        self.folder.commit("evaluate", keys, [Path("scores.json")], seconds, self.pool.peak_memory())
+        seconds, peak = seconds + earlier.get("seconds", 0.0), max(self.pool.peak_memory(), earlier.get("peak_memory", 0))
+        self.folder.commit("evaluate", keys, [Path("scores.json")], seconds, peak)
 
     def full_key(self, task: StudentTask) -> str:
         """What a full-data score depends on."""
@@ -490,7 +496,15 @@ class Pipeline:
         for name in ("data_classes", "data_hold_out"):
             if not keys[name]:
                 del keys[name]  # all of them, none: what teachers were made for before there was a choice
-        return keys | {"data_fingerprint": self.real.fingerprint}
+        return keys | {"data_fingerprint": self.real.fingerprint} | ({"teacher_file": self.teacher_file} if self.teacher_file else {})
+
+    @cached_property
+    def teacher_file(self) -> str:
+        """sha256 of the file of weights that is the teacher; the recorded one where it is gone, since the run holds its teacher."""
+        path, records = Path(self.config.teacher.weights), self.folder.records()
+        if "squeeze" in records and not path.is_file():
+            return str(records["squeeze"]["keys"].get("teacher_file", ""))
+        return storage.sha256_file(path) if path.is_file() else ""
 
     def rank_keys(self, teacher: Teacher) -> Keys:
         keys = self.keys("ipc", "seed", prefix="rank_") | {"teacher": teacher.digest()}

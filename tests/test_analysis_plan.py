@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 
 import delt
 from delt.analysis.plan import GPUS, Plan, makespan, packing_of, plan_of, quantity
-from delt.analysis.rates import flop, read_bench
+from delt.analysis.rates import bench_files, flop, read_bench
 from delt.analysis.space import Shape
 from delt.analysis.speed import groups_of
 from delt.errors import ConfigError
 from delt.grouping import packs
+from delt.recipes import recipe_of
 from delt.schedule import plan
+from delt.stages.squeeze import backbones
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,28 @@ def test_packing_is_as_configured_or_what_keeps_a_gpu_busy():
     assert packing_of(delt.configure("cifar10", ipc=50, packing=3), shape, rates, True) == 3
     assert packing_of(config, shape, rates, False) == 1
     assert packing_of(config, shape, rates, True) == len(packs(groups_of(config, 10), 1)) == 5
+
+
+@pytest.mark.parametrize(("name", "place", "gpu"), [("cuda", "cpu-lab/h200.json", True), ("cpu", "cuda-lab/mine.json", False)])
+def test_whether_it_is_a_gpu_is_in_the_file_and_not_in_its_name(name: str, place: str, gpu: bool, tmp_path: Path):
+    (tmp_path / place).parent.mkdir()
+    (tmp_path / place).write_bytes(bench_files()[name].read_bytes())
+    config = delt.configure("cifar10", ipc=10)
+    found, known = plan_of(config, str(tmp_path / place)), plan_of(config, name)
+    assert found.gpu == known.gpu == gpu and found.packing == known.packing
+
+
+@pytest.mark.parametrize("mode", ["online", "stored"])
+def test_labels_by_all_teachers_count_all_of_them(mode: str, monkeypatch: pytest.MonkeyPatch):
+    given = {"method": "gvbsm", "evaluate_recipe": "paper:gvbsm", "evaluate_controls": [], "evaluate_full": False}
+    config = delt.configure("cifar10", ipc=10, evaluate_labels=["soft"], relabel_mode=mode, **given)
+    others = [flop(one.arch, one.width, 10, 3, 32) for one in backbones(config.teacher).values()][1:]
+    found = plan_of(config, "cuda")
+    monkeypatch.setattr("delt.analysis.rates.recipe_of", lambda *given: replace(recipe_of(*given), voters="first"))
+    alone, stage = plan_of(config, "cuda"), "evaluate" if mode == "online" else "relabel"
+    work = row(found, stage).work
+    assert len(others) > 2 and row(found, stage).flop - row(alone, stage).flop == work * sum(others)
+    assert sum(map(sum, row(found, stage).phases)) > sum(map(sum, row(alone, stage).phases))
 
 
 @pytest.mark.parametrize(

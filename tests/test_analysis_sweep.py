@@ -13,6 +13,8 @@ from delt.analysis.sweep import PointRow, against, flat, kinds, lead, measured, 
 from delt.artifacts.scores import Score, Scores
 from delt.methods import configure
 
+STUDENT = ("convnet3", 30)
+
 
 def row(name="a", soft=(), hard=(), random=(), state="done", **parameters):
     accuracy = {("delt", "soft"): soft, ("delt", "hard"): hard, ("random", "soft"): random}
@@ -28,21 +30,27 @@ def test_measured_takes_the_own_recipe_of_the_first_architecture():
             *[Score("delt", "common", "soft", "convnet3", seed, 30, 90.0 + seed, 99.0) for seed in (1, 0)],
             Score("delt", "common", "soft", "resnet18", 0, 30, 10.0, 10.0),
             Score("delt", "paper", "soft", "convnet3", 0, 30, 20.0, 20.0),
+            Score("delt", "common", "soft", "convnet3", 0, 2, 9.0, 9.0),
+            Score("delt", "common", "soft", "convnet3", 7, 30, 9.0, 9.0),
             Score("random", "common", "soft", "convnet3", 0, 30, 70.0, 70.0),
             Score("full", "common", "hard", "convnet3", 0, 60, 98.0, 98.0),
         ]
     )
-    found = measured("a", {"ipc": 5}, config, scores, {"delt": {"mean": 0.8}, "real": {}}, classes=10, seconds=3.0)
+    found = measured(
+        "a", {"ipc": 5}, config, scores, {"delt": {"mean": 0.8}, "real": {}}, classes=10, seconds=3.0, student=("convnet3", 30)
+    )
     assert found.accuracy == {("delt", "soft"): Accuracy((90.0, 91.0), (0, 1)), ("random", "soft"): Accuracy((70.0,), (0,))}
     assert (found.student, found.epochs, found.state, found.method) == ("convnet3", 30, "done", "delt")
     assert found.cosine == {"delt": 0.8} and found.hold_out == 0
-    assert measured("a", {}, configure("digits", data_hold_out=0.1), scores, {}, classes=10, seconds=3.0).hold_out == 0.1
+    assert measured("a", {}, configure("digits", data_hold_out=0.1), scores, {}, classes=10, seconds=3.0, student=STUDENT).hold_out == 0.1
+    again = measured("a", {}, config, scores, {}, classes=10, seconds=3.0, student=("convnet3", 2))
+    assert again.accuracy == {("delt", "soft"): Accuracy((9.0,), (0,))} and again.epochs == 2, "what the settings now ask for"
     assert found.work == 10 * sum([400, 320, 240, 160, 80]) and found.saved == pytest.approx(0.4)
 
 
 def test_a_run_without_students_or_synthesis_is_a_row_too():
     config = configure("digits", ipc=5, preset="demo", method="random")
-    found = measured("a", {}, config, Scores(), {}, classes=10, seconds=1.0)
+    found = measured("a", {}, config, Scores(), {}, classes=10, seconds=1.0, student=STUDENT)
     assert found.accuracy == {} and found.saved is None and found.work == 0 and found.student == ""
 
 

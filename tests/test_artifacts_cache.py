@@ -37,6 +37,19 @@ def test_where_it_is(monkeypatch, tmp_path):
     assert cache.cache_folder() == Path.home() / ".cache" / "delt"
 
 
+def test_a_relative_folder_means_the_same_to_processes_that_work_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for given in ("shared", str(tmp_path / "shared")):
+        monkeypatch.setenv("DELT_CACHE", given)
+        cache.settle()
+        monkeypatch.chdir("/")
+        assert cache.cache_folder() == tmp_path / "shared"
+        monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DELT_CACHE")
+    cache.settle()
+    assert "DELT_CACHE" not in os.environ
+
+
 def test_every_cause_changes_the_key():
     key = cache.key_of(data="x", epochs=3)
     assert key == cache.key_of(epochs=3, data="x")

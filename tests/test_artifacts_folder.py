@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from delt import storage
-from delt.artifacts.folder import Busy, RunFolder, _is_gone, verify
+from delt.artifacts.folder import MADE, Busy, RunFolder, _is_gone, verify
 from delt.errors import DeltError, IntegrityError, RunError
 
 KEYS = {"ipc": 5, "keep": "medium", "students": ("teacher",), "lr": 0.25}
@@ -56,8 +56,13 @@ def test_somebody_elses_files_are_not_replaced(tmp_path: Path) -> None:
     put(RunFolder(tmp_path), "notes.txt")
     RunFolder(tmp_path).require_own()
     put(RunFolder(tmp_path), "synthetic/cat/1.png")
-    with pytest.raises(RunError, match="is no run, and holds synthetic: choose another --out"):
+    put(RunFolder(tmp_path), "config.json", b'{"model_type": "bert"}')
+    with pytest.raises(RunError, match="is no run, and holds config.json, synthetic: choose another --out"):
         RunFolder(tmp_path).require_own()
+    for number, name in enumerate(MADE):
+        put(RunFolder(tmp_path / str(number)), name)
+        with pytest.raises(RunError, match=f"holds {name}: choose"):
+            RunFolder(tmp_path / str(number)).require_own()
     finished(tmp_path / "run").require_own()
     with RunFolder(tmp_path).hold() as begun:
         begun.require_own()
@@ -66,20 +71,19 @@ def test_somebody_elses_files_are_not_replaced(tmp_path: Path) -> None:
 def test_what_has_runs_inside_does_not_go_into_a_run(tmp_path: Path) -> None:
     for free in (RunFolder(tmp_path / "new"), RunFolder(tmp_path)):
         free.require_no_run("a sweep")
-    put(RunFolder(tmp_path), "config.json")
-    put(RunFolder(tmp_path), "scores.json")
+    put(RunFolder(tmp_path), "config.json", b'{"seal": "1"}')
     with pytest.raises(RunError, match="holds a run, and a sweep has run folders inside: choose another --out"):
         RunFolder(tmp_path).require_no_run("a sweep")
 
 
 @pytest.mark.parametrize("there", [False, True])
 def test_nothing_is_left_of_a_folder_that_nothing_was_put_into(there: bool, tmp_path: Path) -> None:
-    place = tmp_path / "a"
+    place = tmp_path / "a" / "b" / "c"
     if there:
-        place.mkdir()
+        place.mkdir(parents=True)
     with pytest.raises(ValueError, match="refused"), RunFolder(place).hold():
         raise ValueError("refused")
-    assert place.exists() == there
+    assert place.exists() == there == (tmp_path / "a").exists()
     with RunFolder(place).hold() as folder:
         put(folder, "notes.txt")
     assert files_of(place) == {"notes.txt": b"content"}

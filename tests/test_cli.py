@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -351,6 +352,10 @@ def test_commands_keep_out_of_each_others_folders(tmp_path, capsys, smoke_run):
     ):
         code, _, errors = delt(capsys, *words)
         assert code == 2 and f"{smoke_run.path} holds a run, and a" in errors and "choose another --out" in errors
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "experiment.ipynb").write_text("{}")
+    code, _, errors = delt(capsys, "experiment", "digits", "--preset", "smoke", "--out", tmp_path / "notebooks")
+    assert code == 2 and "experiment.ipynb is no experiment that was executed here" in errors
     (tmp_path / "own" / "synthetic").mkdir(parents=True)
     code, _, errors = delt(capsys, "run", "digits", "--preset", "smoke", "--out", tmp_path / "own")
     assert code == 2 and "is no run, and holds synthetic" in errors
@@ -364,3 +369,9 @@ def test_a_refused_run_leaves_no_folder(tmp_path, capsys):
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):
     code, _, errors = delt(capsys, "evaluate", "--out", tmp_path / "nope")
     assert code == 2 and f"no run at {tmp_path / 'nope'} (looked for config.json in it), and no data set" in errors
+
+
+def test_a_terminal_of_another_encoding_shows_what_it_can(smoke_run):
+    command = [sys.executable, "-m", "delt", "show", str(smoke_run.path)]
+    found = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
+    assert b" ? " in found.stdout and not found.stderr

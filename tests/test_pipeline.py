@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -274,6 +275,22 @@ def test_a_saved_teacher_is_used(smoke_run, tmp_path):
     assert done.teacher.digest() == smoke_run.teacher.digest()
 
 
+def test_a_saved_teacher_that_was_replaced_is_noticed(smoke_run, tmp_path):
+    """By its content: it has the same path."""
+    teacher, config = smoke_run.teacher, tiny(teacher_weights=str(tmp_path / "w" / "teacher.safetensors"))
+    teacher.save(tmp_path / "w")
+    made = [delt.run(config, tmp_path / "run", until="squeeze", listener=quiet).teacher.digest() for _ in range(2)]
+    other = copy.deepcopy(teacher.model)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    Teacher(other, teacher.card).save(tmp_path / "w")
+    with pytest.raises(RunError, match="teacher_file: was "):
+        delt.run(config, tmp_path / "run", until="squeeze", listener=quiet)
+    shutil.rmtree(tmp_path / "w")
+    made.append(delt.run(config, tmp_path / "run", until="squeeze", listener=quiet).teacher.digest())  # it has its own copy
+    assert made == [teacher.digest()] * 3
+
+
 # ---------------------------------------------------------------- the same bits, whatever happens
 
 
@@ -334,6 +351,17 @@ def test_stopped_by_its_listener_the_part_is_handed_over_and_the_run_goes_on(ref
     delt.run(grouped(), tmp_path / "run", listener=quiet)
     assert delt.load(tmp_path / "run").synthetic.complete and not (tmp_path / "run" / "partial").exists()
     assert content(tmp_path / "run") == content(reference.path) and delt.verify(tmp_path / "run") == []
+
+
+def test_seconds_of_students_are_those_of_all_that_stand(tmp_path):
+    def seconds(**given):
+        delt.run(tiny(evaluate_controls=[], **given), tmp_path / "run", listener=quiet)
+        return RunFolder(tmp_path / "run").records()["evaluate"]["seconds"]
+
+    first = seconds(evaluate_epochs=60)
+    second = seconds(evaluate_epochs=1)
+    assert second > first > 0 and seconds(evaluate_epochs=1) == second, "nothing was done"
+    assert seconds(evaluate_epochs=2) > second
 
 
 @pytest.mark.usefixtures("beat_each_step")

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from delt.analysis.rates import Rates, flop, measured, read_bench
+from delt.analysis.rates import Rates, flop, labelling, measured, read_bench
 from delt.analysis.space import Shape, needed, rooms
 from delt.analysis.speed import duration, groups_of
 from delt.analysis.table import aligned
@@ -21,7 +21,7 @@ from delt.engine.pixels import small_side
 from delt.grouping import packs
 from delt.methods import control_of
 from delt.recipes import recipe_of
-from delt.runtime import device_of, resolve
+from delt.runtime import resolve
 from delt.stages.evaluate import students_of
 from delt.stages.squeeze import backbones
 
@@ -98,7 +98,7 @@ def plan_of(config: RunConfig, machine: str = "here") -> Plan:
     parts = [config, *filter(None, (control_of(config, name) for name in config.evaluate.controls))]
     here = machine == "here"
     rates = measured(config, shape) if here else read_bench(machine, config, shape)
-    gpu = device_of(config.runtime).type == "cuda" if here else "cpu" not in machine
+    gpu = rates.gpu
     packing = packing_of(config, shape, rates, gpu)
     workers = 1 if gpu else resolve(config.runtime).workers or 1
     stages = (squeeze_row, rank_row, recover_row, relabel_row, evaluate_row)
@@ -156,9 +156,11 @@ def relabel_row(parts: Sequence[RunConfig], shape: Shape, rates: Rates, packing:
     """Store soft labels, where they are stored."""
     stored = [part for part in parts if part.relabel.mode == "stored"]
     work = sum(part.relabel.epochs * part.ipc * shape.classes for part in stored)
-    phases = tuple((part.ipc * shape.classes * rates.look,) * part.relabel.epochs for part in stored)
+    labels = _label_flop(parts[0], shape)
+    look = rates.look * labels / _teacher_flop(parts[0], shape)
+    phases = tuple((part.ipc * shape.classes * look,) * part.relabel.epochs for part in stored)
     disk = sum(rooms(part, shape)["relabel"].kept for part in parts)
-    return Row("relabel", work, "images", work * _teacher_flop(parts[0], shape), disk, phases, once=True)
+    return Row("relabel", work, "images", work * labels, disk, phases, once=True)
 
 
 def evaluate_row(parts: Sequence[RunConfig], shape: Shape, rates: Rates, packing: int, test: int) -> Row:
@@ -176,7 +178,7 @@ def evaluate_row(parts: Sequence[RunConfig], shape: Shape, rates: Rates, packing
             tests = sum(recipe.tests(epoch, passes) for epoch in range(passes)) * test
             work += count * passes
             operations += one * ((3 + recipe.double_forward) * count * passes + tests)
-            operations += online * count * passes * _teacher_flop(config, shape)
+            operations += online * count * passes * _label_flop(config, shape)
             pieces.append(count * passes * rates.student[arch, width, labels] + tests * rates.student_look[arch, width])
     return Row("evaluate", work, "images", operations, rooms(config, shape)["evaluate"].kept, (tuple(pieces),))
 
@@ -207,6 +209,12 @@ def _largest(config: RunConfig, shape: Shape, packing: int) -> int:
 
 def _teacher_flop(config: RunConfig, shape: Shape) -> int:
     return flop(config.teacher.arch, config.teacher.width, shape.classes, shape.channels, shape.size)
+
+
+def _label_flop(config: RunConfig, shape: Shape) -> int:
+    """Of an image through all teachers that label it."""
+    every = labelling(config, shape.size)
+    return sum(flop(own.arch, own.width, shape.classes, shape.channels, shape.size) for own in every)
 
 
 def _mean_flop(config: RunConfig, shape: Shape) -> float:

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import png_bytes, writers
 from delt.artifacts.teacher import Teacher
-from delt.config import RunConfig
+from delt.config import RunConfig, TeacherConfig
 from delt.data.images import DataInfo, RealSet, TensorImages
 from delt.errors import ConfigError
 from delt.job import Job
@@ -54,6 +54,13 @@ class Rates:
     write: float  # an image into its file
     memory: int | None = None  # bytes that recover took, with as many images as were measured at most
     notes: tuple[str, ...] = field(default=())
+    gpu: bool = False
+
+
+def labelling(config: RunConfig, size: int) -> list[TeacherConfig]:
+    """The teachers whose labels the recipe of a run asks for."""
+    recipe, every = recipe_of(config.evaluate.recipe, config.dataset, size, config.ipc), list(backbones(config.teacher).values())
+    return every if recipe.voters == "all" else every[:1]
 
 
 @functools.lru_cache(64)
@@ -73,7 +80,8 @@ def flop(arch: str, width: int | None, classes: int, channels: int, size: int) -
 def measured(config: RunConfig, shape: Shape) -> Rates:
     """Time the stages of this configuration on this machine, in a few seconds."""
     job = Job(config.seed, resolve(config.runtime))
-    teacher = stand_ins(config)[0]
+    teachers = stand_ins(config)
+    teacher = teachers[0]
     largest = max((len(group.members) for group in groups_of(config, shape.classes)), default=1)
     with settings(job.runtime):
         reset_peak(job.runtime)
@@ -84,11 +92,11 @@ def measured(config: RunConfig, shape: Shape) -> Rates:
         for arch, width in students_of(config.evaluate, config.teacher.arch, config.teacher.width):
             looks[arch, width] = _look(build(arch, shape.classes, shape.channels, shape.size, width), shape, config, job)
             for labels in (*config.evaluate.labels, *(("full",) if config.evaluate.full else ())):
-                students[arch, width, labels] = _student(teacher, config, shape, (arch, width, labels), job)
+                students[arch, width, labels] = _student(teachers, config, shape, (arch, width, labels), job)
         names = backbones(config.teacher)
         trained = {name: _train(replace(config, teacher=own), shape, job) for name, own in names.items() if own.weights == "train"}
         ranked, name = _ranked(teacher, config, shape, job), machine(job.runtime)["device_name"]
-        return Rates(name, speed, trained, ranked, students, looks, _write(shape), memory)
+        return Rates(name, speed, trained, ranked, students, looks, _write(shape), memory, gpu=job.device.type == "cuda")
 
 
 def _real(shape: Shape, count: int) -> RealSet:
@@ -153,7 +161,7 @@ def _ranked(teacher: Teacher, config: RunConfig, shape: Shape, job: Job) -> floa
     return _more(run) / (len(real.train) * tries)
 
 
-def _student(teacher: Teacher, config: RunConfig, shape: Shape, student: Student, job: Job) -> float:
+def _student(teachers: Sequence[Teacher], config: RunConfig, shape: Shape, student: Student, job: Job) -> float:
     arch, width, labels = student
     recipe, whole = recipe_of(config.evaluate.recipe, config.dataset, shape.size, config.ipc), labels == "full"
     batch = recipe.full_batch if whole else recipe.batch(shape.classes, config.ipc, arch)
@@ -161,7 +169,8 @@ def _student(teacher: Teacher, config: RunConfig, shape: Shape, student: Student
     if whole:
         recipe, labels = replace(recipe, mix="none", shuffle=1), "hard"
     images, score = _random(shape, count), Score("plan", recipe.name, labels, arch, 0, 1, 0.0, 0.0)
-    task = StudentTask(score, recipe, arch, width, min(batch, count), images, _random(shape, 1), SoftLabels(teacher, ""), job)
+    soft = SoftLabels(teachers[0], "", others=tuple(teachers[1:]))
+    task = StudentTask(score, recipe, arch, width, min(batch, count), images, _random(shape, 1), soft, job)
     passes = max(2, min(20, 512 // count))  # a few images take many, since a pass of them is short
     return _more(lambda epochs: train_student(replace(task, score=replace(score, epochs=epochs)), silent), more=passes) / count
 
@@ -219,8 +228,9 @@ def _scaled(record: dict[str, Any], load: dict[str, Any], config: RunConfig, sha
     trained_there = load.get("training")
     train = 1 / trained_there["teacher_per_s"] if trained_there else 1.5 / variant["full_per_s"]
     soft = 1 / trained_there["student_per_s"] if trained_there else train * 4 / 3
+    more = sum(ratio(other.arch, other.width) for other in labelling(config, shape.size)[1:]) * train / 3  # beside the first teacher
     students = {
-        (arch, width, labels): ratio(arch, width) * (soft if labels == "soft" else train)
+        (arch, width, labels): ratio(arch, width) * soft + more if labels == "soft" else ratio(arch, width) * train
         for arch, width in students_of(config.evaluate, own.arch, own.width)
         for labels in (*config.evaluate.labels, "full")
     }
@@ -236,4 +246,5 @@ def _scaled(record: dict[str, Any], load: dict[str, Any], config: RunConfig, sha
         notes.append("training was not measured there: a step is taken for 1.5 times an image-iteration of recover, by their operations")
     notes.append("a pass forward is taken for a third of a step in training; what decoding files takes is not counted")
     memory = int(variant["peak_memory"]) if alike else None  # operations do not tell it
-    return Rates(there, speed, trained, scale * train / 3, students, looks, _write(shape), memory, tuple(notes))
+    gpu = record["machine"]["device"].startswith("cuda")
+    return Rates(there, speed, trained, scale * train / 3, students, looks, _write(shape), memory, tuple(notes), gpu)

@@ -72,11 +72,17 @@ def measured(
     diversity: Mapping[str, Mapping[str, float]],
     classes: int,
     seconds: float,
+    student: tuple[str, int],
 ) -> PointRow:
-    """The row of a point that is done, from what its run folder holds."""
-    rows = [row for row in scores if row.recipe == config.evaluate.recipe]
-    first = next((row for row in rows if row.set != "full"), None)
-    rows = [row for row in rows if first and (row.arch, row.epochs) == (first.arch, first.epochs)]
+    """The row of a point that is done, from what its run folder holds.
+
+    Args:
+        student: name and passes of the one that counts (`delt.stages.evaluate.first_student`): the folder may hold others, of
+            earlier settings.
+    """
+    asked = config.evaluate
+    rows = [row for row in scores if (row.recipe, row.arch, row.epochs) == (asked.recipe, *student) and row.labels in asked.labels]
+    rows = [row for row in rows if config.seed <= row.seed < config.seed + asked.seeds]
     schedule = schedule_of(config)
     return PointRow(
         name,
@@ -86,8 +92,8 @@ def measured(
         seconds=seconds,
         work=schedule.image_iterations * classes,
         saved=schedule.saved if schedule.iterations else None,
-        student=first.arch if first else "",
-        epochs=first.epochs if first else 0,
+        student=student[0] if rows else "",
+        epochs=student[1] if rows else 0,
         hold_out=config.data.hold_out,
         accuracy=_by_set(rows),
         cosine={name: values["mean"] for name, values in diversity.items() if "mean" in values},

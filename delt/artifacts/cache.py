@@ -35,6 +35,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delt"
 
 
+def settle() -> None:
+    """Let a relative $DELT_CACHE mean one folder in all processes that this one starts, wherever they work."""
+    if own := os.environ.get("DELT_CACHE"):
+        os.environ["DELT_CACHE"] = os.path.abspath(own)
+
+
 def key_of(**causes: Any) -> str:
     """A short name for everything that a cached result depends on (JSON values)."""
     return storage.sha256_bytes(storage.json_bytes(causes))[:24]

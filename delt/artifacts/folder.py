@@ -24,8 +24,9 @@ from delt.errors import DeltError, IntegrityError, RunError
 FORMAT = 1
 LOOSE = ("config.json", "metrics.jsonl", "skipped.json")  # files of the run as a whole, hashed when it finishes
 NOT_STAGES = ("stages", "lock")  # names in .work that are taken
-SIGNS = ("config.json", "manifest.json", ".work")  # one of these makes a folder a run
-MADE = ("teachers", "ranking.parquet", "synthetic", "synthetic.parquet", "soft_labels.safetensors", "scores.json", "controls")
+SEALED = ("config.json", "manifest.json")  # that a folder is a run is told by our seal in one of them, or by .work
+TABLES = ("ranking.parquet", "synthetic.parquet", "snapshots.safetensors", "soft_labels.safetensors", "scores.json", "diversity.json")
+MADE = (*SEALED, *LOOSE[1:], *TABLES, "teachers", "synthetic", "controls")  # what a run writes, and replaces
 T = TypeVar("T")
 LOCK_BYTES = 8192  # a folder and a file in it
 WORKERS_END = 10.0  # seconds that workers of a killed process may take to end
@@ -83,7 +84,8 @@ class RunFolder:
             raise RunError(f"{self.path} holds a run, and {what} has run folders inside: choose another --out")
 
     def _is_run(self) -> bool:
-        return any((self.path / name).exists() for name in SIGNS)
+        sealed = (self.path / name for name in SEALED)
+        return (self.path / ".work").exists() or any(path.is_file() and b'"seal"' in path.read_bytes() for path in sealed)
 
     # ------------------------------------------------------------------------------------------ one writer
 
@@ -101,7 +103,7 @@ class RunFolder:
             Busy: another process holds the folder (exit code 3).
             RunError: the folder cannot be made or written.
         """
-        new = not self.path.exists()
+        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         handle = self.lock = self._lock()
         self._seen = {}
         try:
@@ -113,9 +115,9 @@ class RunFolder:
                 if not shared:
                     self._sweep()  # what an error kept from being removed
             self._unlock(handle)
-            if new:
-                with contextlib.suppress(OSError):  # it is of use
-                    os.rmdir(self.path)
+            with contextlib.suppress(OSError):  # it is of use
+                for folder in new:
+                    os.rmdir(folder)
 
     def _sweep(self) -> None:
         for folder in (self, *self._own_controls()):

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from delt.artifacts import cache
 from delt.artifacts.folder import RunFolder, verify
 from delt.config import FlatField, RunConfig, flat_fields, flatten
 from delt.drift import SETTINGS
-from delt.errors import DeltError
+from delt.errors import DeltError, RunError
 from delt.methods import said
 from delt.pipeline import absolute
 from delt.results import read_config
@@ -65,7 +66,9 @@ def experiment(
         DeltError: `out` cannot be used, or the run did not finish.
     """
     folder = Path(out).resolve()
+    cache.settle()
     RunFolder(folder).require_no_run("an experiment")
+    _require_own(folder / f"{NAME}.ipynb")
     try:
         make_folder(folder)
     except OSError as error:
@@ -84,6 +87,16 @@ def experiment(
     if not means(read_config(folder / RUN / "config.json"), absolute(config)):
         raise DeltError(f"{folder / RUN} is of another configuration than the notebook was to run: please report it")
     return notebook, to_html(notebook)
+
+
+def _require_own(notebook: Path) -> None:
+    """Refuse to replace a notebook that was not executed here.
+
+    Raises:
+        RunError: there is one.
+    """
+    if notebook.is_file() and b'"papermill"' not in notebook.read_bytes():
+        raise RunError(f"{notebook} is no experiment that was executed here: choose another --out")
 
 
 def means(found: RunConfig, wanted: RunConfig) -> bool:

@@ -16,6 +16,7 @@ from delt.artifacts.folder import RunFolder
 from delt.batch.notebook import RUN
 from delt.errors import DeltError, IntegrityError, RunError
 from delt.results import Run, load
+from delt.stages.evaluate import first_student
 from delt.storage import read_json
 
 NOTE = "sweep.json"
@@ -52,7 +53,8 @@ def _row(folder: Path, point: Mapping[str, Any]) -> PointRow:
         return PointRow(name, parameters, point["state"], reference, error=point["error"])
     try:
         run = load(folder / RUN)
-        row = measured(name, parameters, run.config, run.scores, run.diversity, len(run.classes), stage_seconds(run))
+        student = first_student(run.config, run.teacher.card)
+        row = measured(name, parameters, run.config, run.scores, run.diversity, len(run.classes), stage_seconds(run), student)
         return replace(row, reference=reference)
     except DeltError as error:
         return PointRow(name, parameters, "waiting", reference, error=str(error))

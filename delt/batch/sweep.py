@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from delt.artifacts import cache
 from delt.artifacts.folder import RunFolder, verify
 from delt.batch.board import Board
 from delt.batch.engines import Engine, Task, open_engine, require
@@ -69,6 +70,7 @@ def run_sweep(file: Path | str, out: Path | str | None = None, jobs: int | None 
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs is {jobs}; at least 1 is needed")
     folder = Path(out or SWEEPS / sweep.name).resolve()
+    cache.settle()
     RunFolder(folder).require_no_run("a sweep")
     for point in sweep.points:
         check(point, folder / point.name, here=engine == "local")

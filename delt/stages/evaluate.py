@@ -21,7 +21,8 @@ from delt import storage
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
-from delt.config import EvaluateConfig, RuntimeConfig
+from delt.artifacts.teacher import TeacherCard
+from delt.config import EvaluateConfig, RunConfig, RuntimeConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views
 from delt.errors import ConfigError, IntegrityError
@@ -406,6 +407,14 @@ def students_of(config: EvaluateConfig, arch: str, width: int | None) -> list[tu
         student = (arch, width) if given == "teacher" else named(given)
         found.setdefault(own_width(*student), student)
     return list(found.values())
+
+
+def first_student(config: RunConfig, card: TeacherCard) -> tuple[str, int]:
+    """Name and number of passes of the first student that a run's configuration asks for, on its synthetic set."""
+    (arch, width), *_ = students_of(config.evaluate, card.arch, card.width)
+    recipe = recipe_of(config.evaluate.recipe, card.dataset, card.size, config.ipc)
+    batch = recipe.batch(len(card.classes), config.ipc, arch)
+    return shown(arch, width), config.evaluate.epochs or recipe.passes(len(card.classes) * config.ipc, batch)
 
 
 def require_one_batch(recipe: Recipe, students: Sequence[tuple[str, int | None]], classes: int, ipc: int) -> None:
