@@ -32,9 +32,15 @@ def test_every_kind_of_work_is_measured_here():
 
 
 def test_a_wider_network_takes_longer():
-    narrow, wide = (measured(delt.configure("digits", preset="smoke", workers=1, teacher_width=width), DIGITS) for width in (8, 128))
-    assert wide.train["teacher"] > 2 * narrow.train["teacher"]
-    assert wide.recover.seconds[-1] > 2 * narrow.recover.seconds[-1]
+    times: dict[int, list[tuple[float, float]]] = {8: [], 128: []}
+    for _ in range(3):  # the least of up to three: other work may run on this machine in the middle of one
+        for width, found in times.items():
+            rates = measured(delt.configure("digits", preset="smoke", workers=1, teacher_width=width), DIGITS)
+            found.append((rates.train["teacher"], rates.recover.seconds[-1]))
+        narrow, wide = (tuple(map(min, zip(*found, strict=True))) for found in times.values())
+        if all(more > 2 * less for less, more in zip(narrow, wide, strict=True)):
+            return
+    raise AssertionError(f"{narrow} with 8 channels, {wide} with 128: seconds of an image in training, of an iteration of recover")
 
 
 @pytest.mark.parametrize("machine", ["cpu", "cuda"])
