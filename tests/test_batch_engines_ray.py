@@ -17,6 +17,7 @@ from delt.batch.engines.settings import RaySettings
 from delt.batch.work import Outcome, Work
 from delt.errors import DeltError
 
+pytestmark = pytest.mark.timeout(480)  # Ray starts a dozen processes, which takes long beside other tests
 SMALL = {"dataset": "digits", "preset": "smoke", "iterations": 8, "workers": 1, "evaluate_seeds": 1}
 FILES = ("scores.json", "synthetic.parquet")
 SCRIPT = """
@@ -46,7 +47,7 @@ def twice(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("ray")
     (folder / "a.yaml").write_text(json.dumps({"parameters": SMALL, "points": [{"ipc": 2}, {"ipc": 3}]}))
     command = [sys.executable, "-c", SCRIPT, folder / "a.yaml", folder / "out", os.path.dirname(__file__)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "out", json.loads((folder / "out.json").read_text())
 
