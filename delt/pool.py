@@ -205,8 +205,11 @@ def _call(fn: Callable[[Any, Emit], Any], task: Any) -> Any:
 
 @contextlib.contextmanager
 def _forward(events: Any, emit: Emit, stop: Any) -> Iterator[None]:
-    """Pass events of the workers on to `emit` while the block runs, and drain what is left at its end; it may say `Stopped`."""
-    done = threading.Event()
+    """Pass events of the workers on to `emit` while the block runs, and drain what is left at its end; it may say `Stopped`.
+
+    What else it raises stops the workers, and is raised after the block.
+    """
+    done, failed = threading.Event(), list[Exception]()
 
     def listen() -> None:
         while True:
@@ -217,6 +220,10 @@ def _forward(events: Any, emit: Emit, stop: Any) -> Iterator[None]:
             except queue.Empty:
                 if done.is_set():
                     return
+            except Exception as error:
+                failed.append(error)
+                stop.value = 1
+                return
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
@@ -225,3 +232,5 @@ def _forward(events: Any, emit: Emit, stop: Any) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        if failed:
+            raise failed[0]

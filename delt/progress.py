@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from delt.errors import visible
 from delt.runtime import Emit
@@ -19,6 +20,28 @@ WORDS = {
     "relabel": "relabel  (labels)",
     "evaluate": "evaluate (students)",
 }
+
+
+class Unread:
+    """A stream of text that takes what nobody reads any more: a terminal was closed, a pipe's reader ended.
+
+    Where writing fails tqdm keeps its lock, so that whoever closes the bar, in another thread, would wait for ever.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # the latter: it is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class Bars:
@@ -45,9 +68,8 @@ class Bars:
             self._stage = event["stage"]
             name = f"{event['set']}: " if event.get("set") else ""
             label = name + WORDS.get(self._stage, self._stage)
-            self._bar = tqdm(
-                total=event["total"], unit=event.get("unit", "it"), unit_scale=True, desc=label, mininterval=0.3, dynamic_ncols=True
-            )
+            how: dict[str, Any] = {"unit_scale": True, "mininterval": 0.3, "dynamic_ncols": True, "file": Unread(sys.stderr)}
+            self._bar = tqdm(total=event["total"], unit=event.get("unit", "it"), desc=label, **how)
 
     def close(self) -> None:
         """Finish the bar that is open."""

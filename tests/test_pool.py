@@ -109,6 +109,15 @@ def test_tasks_are_made_whole_a_few_at_a_time(pool: Pool):
     assert made == list(range(40))
 
 
+def test_a_listener_that_fails_ends_the_work_with_its_error(pool: Pool):
+    def listener(event: dict[str, Any]) -> None:
+        raise OSError("nobody reads this")
+
+    with pytest.raises(OSError, match="nobody reads this"):
+        mapped(pool, until_stopped, range(3), listener)
+    assert mapped(pool, refuse, [5, 6]) == [5, 6]
+
+
 def until_stopped(task: int, emit: Emit) -> str:
     try:
         for _ in range(600):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
+import threading
 
 from delt.progress import Bars, Meter
 
@@ -18,6 +22,25 @@ def test_bars_show_work_and_messages(capsys):
     captured = capsys.readouterr()
     assert captured.out == "teacher: 98.5 %\n"
     assert "random: recover" in captured.err and "60.0/100" in captured.err and "67" not in captured.err
+
+
+def test_a_bar_that_nobody_reads_ends_all_the_same(monkeypatch):
+    """It moves in another thread, as where workers are: tqdm's lock would be kept by the thread that could not write."""
+    reader, writer = os.pipe()
+    stream = os.fdopen(writer, "w", closefd=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    bars = Bars()
+    bars({"stage": "recover", "total": 100})
+    os.close(reader)
+    moves = (lambda: bars({"stage": "recover", "done": 60}), lambda: bars._bar.refresh(), bars.close)
+    threads = [threading.Thread(target=move, daemon=True) for move in moves]
+    for thread in threads:
+        thread.start()
+        thread.join(20)
+    os.close(writer)
+    assert not any(thread.is_alive() for thread in threads)
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 def test_nothing_to_do_opens_no_bar(capsys):
