@@ -303,6 +303,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a path that cannot be: its name is too long, or a folder on the way may not be looked into
+        if error.filename is None:
+            raise
+        print(f"delt: {prefix()}cannot use {visible(error.filename)}: {error.strerror}; choose another path", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\ndelt: stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -501,10 +502,10 @@ class Pipeline:
     @cached_property
     def teacher_file(self) -> str:
         """sha256 of the file of weights that is the teacher; the recorded one where it is gone, since the run holds its teacher."""
-        path, records = Path(self.config.teacher.weights), self.folder.records()
-        if "squeeze" in records and not path.is_file():
-            return str(records["squeeze"]["keys"].get("teacher_file", ""))
-        return storage.sha256_file(path) if path.is_file() else ""
+        weights, records = self.config.teacher.weights, self.folder.records()
+        if os.path.isfile(weights):
+            return storage.sha256_file(Path(weights))
+        return str(records["squeeze"]["keys"].get("teacher_file", "")) if "squeeze" in records else ""
 
     def rank_keys(self, teacher: Teacher) -> Keys:
         keys = self.keys("ipc", "seed", prefix="rank_") | {"teacher": teacher.digest()}

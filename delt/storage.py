@@ -300,6 +300,14 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def holds(path: Path, text: bytes) -> bool:
+    """Whether a file can be read and has a text somewhere."""
+    try:
+        return text in path.read_bytes()
+    except OSError:
+        return False
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a file, in hexadecimal, without holding the file in memory.
 

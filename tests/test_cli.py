@@ -375,3 +375,12 @@ def test_a_terminal_of_another_encoding_shows_what_it_can(smoke_run):
     command = [sys.executable, "-m", "delt", "show", str(smoke_run.path)]
     found = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True)
     assert b" ? " in found.stdout and not found.stderr
+
+
+@pytest.mark.parametrize("command", ["run digits", "experiment digits", "compare digits --methods rded", "sweep", "show", "verify"])
+def test_a_path_that_cannot_be_is_one_line(command, tmp_path, capsys):
+    place, name = tmp_path / ("a" * 300), command.split()[0]
+    (tmp_path / "sweep.yaml").write_text("parameters: {dataset: digits, preset: smoke}\ngrid: {seed: [0, 1]}\n")
+    words = {"sweep": [tmp_path / "sweep.yaml", "--out", place], "show": [place], "verify": [place]}
+    code, _, errors = delt(capsys, *command.split(), *words.get(name, ["--preset", "smoke", "--out", place]))
+    assert code == 2 and errors.startswith("delt: ") and errors.count("\n") == 1 and "aaaa" in errors

@@ -563,3 +563,11 @@ def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "y").write_bytes(b"12")
     (tmp_path / "z").symlink_to(tmp_path / "gone")
     assert storage.size_of(tmp_path) == 7
+
+
+def test_whether_a_file_holds_a_text(tmp_path):
+    (tmp_path / "a").write_bytes(b"one two")
+    assert storage.holds(tmp_path / "a", b"two") and not storage.holds(tmp_path / "a", b"three")
+    assert (
+        not storage.holds(tmp_path, b"two") and not storage.holds(tmp_path / "gone", b"") and not storage.holds(tmp_path / ("a" * 300), b"")
+    )

@@ -26,7 +26,7 @@ LOOSE = ("config.json", "metrics.jsonl", "skipped.json")  # files of the run as 
 NOT_STAGES = ("stages", "lock")  # names in .work that are taken
 SEALED = ("config.json", "manifest.json")  # that a folder is a run is told by our seal in one of them, or by .work
 TABLES = ("ranking.parquet", "synthetic.parquet", "snapshots.safetensors", "soft_labels.safetensors", "scores.json", "diversity.json")
-MADE = (*SEALED, *LOOSE[1:], *TABLES, "teachers", "synthetic", "controls")  # what a run writes, and replaces
+MADE = ("manifest.json", *LOOSE, *TABLES, "teachers", "synthetic", "controls")  # what a run writes, and replaces
 T = TypeVar("T")
 LOCK_BYTES = 8192  # a folder and a file in it
 WORKERS_END = 10.0  # seconds that workers of a killed process may take to end
@@ -70,7 +70,7 @@ class RunFolder:
         Raises:
             RunError: naming them.
         """
-        strange = [] if self._is_run() else [name for name in MADE if (self.path / name).exists()]
+        strange = [] if self._is_run() else self._made()
         if strange:
             raise RunError(f"{self.path} is no run, and holds {', '.join(strange)}: choose another --out")
 
@@ -80,12 +80,15 @@ class RunFolder:
         Raises:
             RunError: it holds a run.
         """
-        if self._is_run() and any((self.path / name).exists() for name in MADE):
+        if self._is_run() and self._made():
             raise RunError(f"{self.path} holds a run, and {what} has run folders inside: choose another --out")
 
     def _is_run(self) -> bool:
-        sealed = (self.path / name for name in SEALED)
-        return (self.path / ".work").exists() or any(path.is_file() and b'"seal"' in path.read_bytes() for path in sealed)
+        return os.path.exists(self.path / ".work") or any(storage.holds(self.path / name, b'"seal"') for name in SEALED)
+
+    def _made(self) -> list[str]:
+        """Names that a run's files have and that are taken; of a place that cannot be looked into, none: who writes there says so."""
+        return [name for name in MADE if os.path.exists(self.path / name)]
 
     # ------------------------------------------------------------------------------------------ one writer
 
@@ -103,7 +106,7 @@ class RunFolder:
             Busy: another process holds the folder (exit code 3).
             RunError: the folder cannot be made or written.
         """
-        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        new = [folder for folder in (self.path, *self.path.parents) if not os.path.exists(folder)]
         handle = self.lock = self._lock()
         self._seen = {}
         try:

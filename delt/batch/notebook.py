@@ -7,6 +7,7 @@ out/run/                the run folder
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from delt.methods import said
 from delt.pipeline import absolute
 from delt.results import read_config
 from delt.signals import heeded
-from delt.storage import make_folder, write_bytes
+from delt.storage import holds, make_folder, write_bytes
 
 if TYPE_CHECKING:
     from delt.batch.kernels import Kernels
@@ -95,7 +96,7 @@ def _require_own(notebook: Path) -> None:
     Raises:
         RunError: there is one.
     """
-    if notebook.is_file() and b'"papermill"' not in notebook.read_bytes():
+    if os.path.isfile(notebook) and not holds(notebook, b'"papermill"'):
         raise RunError(f"{notebook} is no experiment that was executed here: choose another --out")
 
 
