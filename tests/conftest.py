@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -45,6 +46,12 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("no real data beside the repository")
     return folder
+
+
+@pytest.fixture
+def own_clock(monkeypatch):
+    """What is timed is the time of this process alone, whatever else the machine does."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import delt
-from delt.analysis.rates import bench_files, flop, measured, read_bench
+from delt.analysis.rates import _more, bench_files, flop, measured, read_bench
 from delt.analysis.space import Shape
 from delt.errors import ConfigError
 
@@ -22,6 +22,7 @@ def test_operations_are_those_of_the_layers():
     assert flop("convnet3", w, 10, 1, 8) == expected
 
 
+@pytest.mark.usefixtures("own_clock")
 def test_every_kind_of_work_is_measured_here():
     config = delt.configure("digits", preset="smoke", workers=1, evaluate_students="convnet3-w8,convnet4-w8", evaluate_full=True)
     rates = measured(config, DIGITS)
@@ -31,6 +32,7 @@ def test_every_kind_of_work_is_measured_here():
     assert rates.recover.images[-1] == 50 and rates.memory is not None and rates.memory > 50e6
 
 
+@pytest.mark.usefixtures("own_clock")
 def test_a_wider_network_takes_longer():
     times: dict[int, list[tuple[float, float]]] = {8: [], 128: []}
     for _ in range(3):  # the least of up to three: other work may run on this machine in the middle of one
@@ -41,6 +43,18 @@ def test_a_wider_network_takes_longer():
         if all(more > 2 * less for less, more in zip(narrow, wide, strict=True)):
             return
     raise AssertionError(f"{narrow} with 8 channels, {wide} with 128: seconds of an image in training, of an iteration of recover")
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [([5, 1, 7], 3.0), ([5, 9, 7, 1, 7], 3.0), ([5, 9, 8, 9, 8, 9, 6], 2.0)])
+def test_a_pause_of_the_machine_is_no_speed(seconds: list[float], expected: float, monkeypatch: pytest.MonkeyPatch):
+    """The short run takes 1 s, the long one 7; 9 and 8 are a pause in the short one: looked at again, and never nought."""
+    clock, left = [0.0], iter(seconds)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def run(passes: int) -> None:
+        clock[0] += next(left)
+
+    assert _more(run) == expected and not list(left)
 
 
 @pytest.mark.parametrize("machine", ["cpu", "cuda"])

@@ -55,6 +55,7 @@ def test_nothing_costs_nothing() -> None:
     assert groups_of(config, 10) == [] and KNOWN.synthesis([]) == 0
 
 
+@pytest.mark.usefixtures("own_clock")
 def test_the_prediction_is_near_the_truth() -> None:
     config = delt.configure("digits", preset="demo", ipc=5, iterations=150)
     speed = measure(config, budget=60.0)  # all sizes, however busy the machine is

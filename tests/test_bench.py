@@ -38,6 +38,7 @@ def test_an_iteration_has_the_published_number_of_launches_and_ours_half_of_it()
     assert count_launches(load, resolve(RuntimeConfig(device="cpu", precision="bf16"))) <= 350
 
 
+@pytest.mark.usefixtures("own_clock")
 def test_the_engine_is_faster_than_the_plain_loop() -> None:
     """By ratio in one process, in turns; noise can only hide it, so it is looked for three times."""
     load = replace(TINY, size=16, width=16, ipc=8, group=16, seconds=0.5)

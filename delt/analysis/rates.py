@@ -37,6 +37,7 @@ from delt.stages.squeeze import backbones, make_teacher
 from delt.training import accuracy
 
 BUDGET = 2e10  # floating-point operations of a measurement, about half a second of a CPU
+TRIES = 3  # of a measurement that other work on the machine disturbed
 GROUP = 100  # images of a group in what `delt bench` measures
 Student = tuple[str, int | None, str]  # architecture, width, kind of labels; or "full", of the whole real set
 
@@ -119,13 +120,17 @@ def _count(arch: str, width: int | None, shape: Shape, most: int) -> int:
 
 
 def _more(run: Callable[[int], object], first: int = 1, more: int = 2) -> float:
-    """Seconds of one more pass: what is paid once does not count."""
+    """Seconds of one more pass: what is paid once does not count, unless the machine is too busy for the difference to show."""
     run(first)
-    begun = time.perf_counter()
-    run(first)
-    middle = time.perf_counter()
-    run(first + more)
-    return max(1e-9, (time.perf_counter() - middle - (middle - begun)) / more)
+    for _ in range(TRIES):
+        begun = time.perf_counter()
+        run(first)
+        middle = time.perf_counter()
+        run(first + more)
+        short, long = middle - begun, time.perf_counter() - middle
+        if long > short:
+            return (long - short) / more
+    return long / (first + more)
 
 
 def _train(config: RunConfig, shape: Shape, job: Job) -> float:
