@@ -37,14 +37,17 @@ def check_names(config: RunConfig) -> None:
 
 
 def check_config(config: RunConfig) -> None:
-    """What can be said of a run without reading a file: its names, and whether the folders that it needs are there.
+    """What can be said of a run without reading a file: its names, whether the folders that it needs are there, and whether
+    a published data set has images enough.
 
     Raises:
-        DeltError: as `check_names`, `require_files` and `require_given`.
+        DeltError: as the other functions here, `require_files` and `require_given`.
     """
     check_names(config)
     require_files(config.dataset, config.data)
     require_given(config.rank, config.ipc)
+    if spec_of(config.dataset).images:
+        _check_shape(config)
 
 
 def check_stages(config: RunConfig, classes: int, channels: int, size: int) -> None:
@@ -87,9 +90,14 @@ def check_plan(config: RunConfig) -> tuple[int, int, int]:
         DeltError: as the other functions here, `require_given` and `shape_of`.
     """
     check_names(config)
+    require_given(config.rank, config.ipc)
+    return _check_shape(config)
+
+
+def _check_shape(config: RunConfig) -> tuple[int, int, int]:
+    """Refuse what does not suit the number, size and channels of the images; returns classes, channels and pixels per side."""
     classes, channels, size = shape_of(config.dataset, config.data)
     check_stages(config, classes, channels, size)
-    require_given(config.rank, config.ipc)
     train, _ = count_images(config.dataset, config.data)
     if (needed := _needed(config)) * classes > train:
         about = f"{config.dataset} has {train:,} training images in {classes:,} classes, so not {needed} of each"

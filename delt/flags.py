@@ -161,6 +161,8 @@ def _bare(kind: Any) -> Any:
     while typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    if kind == bool | None:
+        return typing.Literal["True", "False"]  # its value is written out; a bool alone is a flag
     return _bare(parts[0]) if typing.get_origin(kind) in (types.UnionType, typing.Union) and len(parts) == 1 else kind
 
 

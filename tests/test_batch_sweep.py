@@ -23,7 +23,7 @@ from delt.batch.notebook import NotebookError
 from delt.batch.sweep import check, is_done, run_sweep
 from delt.batch.work import Outcome
 from delt.cli import main
-from delt.errors import ConfigError, DeltError, RunError
+from delt.errors import ConfigError, DataError, DeltError, RunError
 
 SMALL = {"dataset": "digits", "preset": "smoke", "iterations": 8, "workers": 1, "evaluate_seeds": 1}
 STAGES = "run/.work/stages"
@@ -64,9 +64,9 @@ def kill_after(folder, stage):
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory, cache):
-    """A sweep in real kernels: ipc=2 is well, ipc=500 fails, the kernel of ipc=3 is killed; then the same command again."""
+    """A sweep in real kernels: ipc=2 is well, ipc=134 fails, the kernel of ipc=3 is killed; then the same command again."""
     folder = tmp_path_factory.mktemp("sweep")
-    file, out = write(folder, [{"ipc": 2}, {"ipc": 500}, {"ipc": 3}]), folder / "out"
+    file, out = write(folder, [{"ipc": 2}, {"ipc": 134}, {"ipc": 3}]), folder / "out"
     killer = threading.Thread(target=kill_after, args=(out / "ipc=3", "rank"))
     killer.start()
     facts = {"out": out, "first": command(file, out, 2)}
@@ -86,17 +86,17 @@ def test_others_go_on_and_the_exit_code_tells(twice):
     assert code == 1 and "1 points done, 2 failed" in printed and "in use" not in printed
     assert [(point["name"], point["state"]) for point in twice["note"]["points"]] == [
         ("ipc=2", "done"),
-        ("ipc=500", "failed"),
+        ("ipc=134", "failed"),
         ("ipc=3", "failed"),
     ]
     assert delt.verify(twice["out"] / "ipc=2" / "run") == []
-    assert all(f"{name}/error.txt" in printed for name in ("ipc=500", "ipc=3")) and "summary.html" in printed
+    assert all(f"{name}/error.txt" in printed for name in ("ipc=134", "ipc=3")) and "summary.html" in printed
 
 
 def test_a_failed_point_keeps_its_traceback(twice):
-    assert set(twice["errors"]) == {"ipc=500", "ipc=3"}
-    text = twice["errors"]["ipc=500"]
-    assert text.startswith("the notebook stopped: DataError: ") and "fewer than 500" in text.splitlines()[0]
+    assert set(twice["errors"]) == {"ipc=134", "ipc=3"}
+    text = twice["errors"]["ipc=134"]
+    assert text.startswith("the notebook stopped: DataError: ") and "fewer than 134" in text.splitlines()[0]
     assert "Traceback (most recent call last)" in text and "\x1b" not in text
     assert "died; the same command goes on" in twice["errors"]["ipc=3"]
 
@@ -104,14 +104,14 @@ def test_a_failed_point_keeps_its_traceback(twice):
 def test_the_summary_says_what_is_missing(twice):
     page, picture = twice["summary"]
     assert picture.startswith(b"\x89PNG") and "data:image/png" in page
-    assert "fewer than 500" in page and "ipc=3: failed" in page and "Traceback" not in page
+    assert "fewer than 134" in page and "ipc=3: failed" in page and "Traceback" not in page
     assert "soft labels, points of top-1, mean ± standard error, paired over seeds:" in page
 
 
 def test_the_same_command_does_only_what_is_missing_or_failed(twice):
     code, printed = twice["again"]
     assert code == 1 and "2 points done, 1 failed" in printed and "1 done before, 2 to do" in printed
-    assert not (twice["out"] / "ipc=3" / "error.txt").exists() and (twice["out"] / "ipc=500" / "error.txt").exists()
+    assert not (twice["out"] / "ipc=3" / "error.txt").exists() and (twice["out"] / "ipc=134" / "error.txt").exists()
     assert delt.verify(twice["out"] / "ipc=3" / "run") == []
     stand = [name for name in twice["before"] if name.startswith("ipc=2/")]
     assert "ipc=2/run/manifest.json" in stand
@@ -323,11 +323,12 @@ def test_a_reference_that_is_no_point_is_refused_before_anything_starts(here, tm
         ([{"ipc": 2}, {"sub_batchs": 2}], 1, "unknown setting 'sub_batchs': did you mean 'sub_batches'"),
         ([{"ipc": 2}, {"ipc": 3, "method": "dlt"}], 1, "point ipc=3,method=dlt: unknown method 'dlt'"),
         ([{"ipc": 2}, {"ipc": 3, "evaluate_students": ["convnet33"]}], 1, "point ipc=3,.*convnet33"),
+        ([{"ipc": 2}, {"ipc": 500}], 1, "point ipc=500: digits has 1,347 training images in 10 classes, so not 500 of each"),
         ([{"ipc": 2}], 0, "jobs is 0; at least 1 is needed"),
     ],
 )
 def test_refused_before_anything_starts(points, jobs, message, here, tmp_path):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         run_sweep(write(tmp_path, points), tmp_path / "out", jobs)
     assert not here and not (tmp_path / "out").exists()
 

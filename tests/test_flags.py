@@ -23,6 +23,8 @@ from delt.flags import SWITCHES, check_options
         ("run digits --ipc --seed 3", "--ipc is '--seed'; allowed is a whole number$"),
         ("run digits --recover_lr x", "--recover-lr is 'x'; allowed is a number$"),
         ("run digits --precision fp8", "unknown value of --precision 'fp8': did you mean 'fp32'?"),
+        ("run digits --evaluate-full maybe", "unknown value of --evaluate-full 'maybe': known are True, False$"),
+        ("run digits --data-download=true", "unknown value of --data-download 'true': did you mean 'True'?"),
         ("sweep a.yaml --job 2", "unknown option '--job' of `delt sweep`: did you mean --jobs?"),
         ("compare digits --method delt", "did you mean --methods?"),
         ("show --long", "unknown option '--long' of `delt show`"),

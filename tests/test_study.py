@@ -49,7 +49,8 @@ def test_a_run_per_method_and_size_beside_the_control(tmp_path):
         ("digits", ["delt"], {"ipcs": 3}, ConfigError, r"ipcs is 3; allowed is a list, as in \[3, 10\]"),
         ("digits", ["delt"], {"ipcs": []}, ConfigError, r"ipcs is \[\]; allowed is a list"),
         ("digits", "delt,rded", {}, ConfigError, "methods is 'delt,rded'; allowed is a list"),
-        ("digits", ["rded"], {"ipcs": [1, 500], "preset": "smoke"}, DataError, "10 of 10 classes of digits have fewer than 500"),
+        ("digits", ["rded"], {"ipcs": [1, 500], "preset": "smoke"}, DataError, "method random: digits has 1,347 training images"),
+        ("digits", ["rded"], {"ipcs": [1, 134], "preset": "smoke"}, DataError, "2 of 10 classes of digits have fewer than 134"),
     ],
 )
 def test_refused_before_anything_starts(dataset, methods, given, error, message, tmp_path):
