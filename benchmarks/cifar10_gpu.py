@@ -46,7 +46,7 @@ from delt.methods import METHODS
 from delt.recipes import RECIPES, recipe_of
 from delt.runtime import machine, resolve, settings, synchronise
 from delt.schedule import plan
-from delt.stages.evaluate import StudentTask, run_students, student_tasks
+from delt.stages.evaluate import BESIDE, StudentTask, run_students, student_tasks
 from delt.stages.rank import rank
 from delt.stages.recover import recover
 from delt.stages.squeeze import backbones, make_teacher, remember
@@ -57,7 +57,6 @@ LONG, SHORT = "60 epochs", "30 epochs"
 TEACHERS = {name: TeacherConfig(epochs=int(name.split()[0]), batch=512, lr=0.4) for name in (LONG, SHORT)}
 FORMS: dict[str, dict[str, Any]] = {  # of `common`, beside the one that it has
     "common": {},
-    "common, batch statistics": {"label_statistics": "batch"},
     "common, smaller crops": {"smallest_crop": 0.25},
     "common, twice the rate": {"lr": 2e-3, "warmup": 50},  # narrow networks want four to eight times as much (benchmarks/LOG.md)
     "common, four times the rate": {"lr": 4e-3, "warmup": 50},
@@ -71,6 +70,7 @@ TEST_EVERY = 100  # epochs of `common`: a test takes as long as a hundred steps
 OTHERS = ("rded", "kmeans", "fadrm", "herding", "sre2l", "gvbsm")
 FIXED = ("train", "images", "held_out", "settings", "device")  # what a run that goes on must find as it was
 STEP, TEST = 35e-6, 0.1  # seconds of a student's step for each image, and of a test, as far as they were measured (benchmarks/LOG.md)
+SMALL = 40  # images of a step whose launches take as long as its arithmetic
 
 
 class Clock:
@@ -327,10 +327,12 @@ class Bench:
         known = [row if row.held_out else replace(row, teacher=self.chosen, form=self.form(row.recipe)) for row in rows]
         known = [replace(row, how=row.how or self.how(row.method)) for row in known]
         known = [row for row in known if row.source in self.sets and self.table.accuracy(row) is None]
-        tasks = [self.tasks(row) for row in known]
-        needs = 0.0 if self.shorter else sum(seconds_of(task) for own in tasks for task in own)
-        if known:
-            self.step("; ".join(row.name for row in known), needs, lambda: self._train(known, tasks))
+        while known:  # as many as pass side by side: what is done is kept, and what does not fit leaves room for what does
+            count = max(1, BESIDE // known[0].seeds)
+            some, known = known[:count], known[count:]
+            tasks = [self.tasks(row) for row in some]
+            needs = 0.0 if self.shorter else sum(seconds_of(task) for own in tasks for task in own)
+            self.step("; ".join(row.name for row in some), needs, partial(self._train, some, tasks))
 
     def _train(self, rows: list[Row], tasks: list[list[StudentTask]]) -> None:
         begun = time.monotonic()
@@ -354,31 +356,31 @@ def updates(task: StudentTask) -> int:
 
 
 def seconds_of(task: StudentTask) -> float:
-    """What a student takes beside five others, about."""
+    """What a student takes beside five others, about; smaller batches are no quicker."""
     passes = 1 + 0.25 * task.recipe.double_forward
-    return STEP * updates(task) * task.batch * passes + TEST * task.score.epochs / task.recipe.test_every
+    return STEP * updates(task) * max(SMALL, task.batch) * passes + TEST * task.score.epochs / task.recipe.test_every
 
 
 def choose(bench: Bench, ipc: int, forms: Sequence[str]) -> None:
-    """By one student each of delt on the held-out images: the form of `common`, then the teacher's length, then how delt is set."""
+    """By one student each of delt on the held-out images: the form of `common`, the teacher's length and how delt is set, each by
+    itself, so that all train side by side; no choice as long as one of them has no student.
+    """
     if "chosen" in bench.table.record:
         return
-    row = Row("delt", ipc, "common", seeds=1, held_out=True, how="published")
-    best = _best(bench, [replace(row, recipe=form, teacher=LONG) for form in forms])
-    best = best and _best(bench, [replace(best, teacher=teacher) for teacher in TEACHERS])
-    best = best and _best(bench, [replace(best, how=how) for how in HOWS])
-    if best:
-        bench.table.say(f"best on the held-out images: {best.name}")
-        bench.table.keep(chosen={"teacher": best.teacher, "form": best.recipe, "how": best.how})
-
-
-def _best(bench: Bench, rows: list[Row]) -> Row | None:
-    """The row whose student is best; None as long as one of them has none."""
+    usual = Row("delt", ipc, "common", seeds=1, held_out=True, how="published")
+    changed = {
+        "form": {form: replace(usual, recipe=form) for form in forms},
+        "teacher": {teacher: replace(usual, teacher=teacher) for teacher in TEACHERS},
+        "how": {how: replace(usual, how=how) for how in HOWS},
+    }
+    rows = list(dict.fromkeys(row for those in changed.values() for row in those.values()))
     bench.make(*(row.source for row in rows), needs=60)
     bench.train(*rows)
-    accuracy = {row: bench.table.accuracy(row) for row in rows}
-    found = [(value, row) for row, value in accuracy.items() if value is not None]
-    return max(found, key=lambda pair: pair[0])[1] if len(found) == len(rows) else None
+    found = {row: value for row in rows if (value := bench.table.accuracy(row)) is not None}
+    if len(found) == len(rows):
+        chosen = {what: max(those, key=lambda name: found[those[name]]) for what, those in changed.items()}
+        bench.table.say(f"best on the held-out images: {chosen}")
+        bench.table.keep(chosen=chosen)
 
 
 def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str]) -> None:
@@ -390,15 +392,17 @@ def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str])
     def rows(methods: Sequence[str], ipc: int, recipe: str, labels: str = "soft") -> list[Row]:
         return [Row(method, ipc, recipe, labels, seeds) for method in methods]
 
-    bench.make(*(bench.source(method, large) for method in both))
-    bench.train(*rows(both, large, "common"))
     bench.make(*(bench.source(method, small) for method in three))
     bench.train(*rows(three, small, "common"), *rows(three, small, "paper:delt"))
-    bench.train(*rows(both, large, "paper:delt"))
+    bench.make(*(bench.source(method, large) for method in both))
+    bench.train(*rows(("delt", "random"), large, "common"))
+    bench.train(*rows(three, small, "common", "hard"))
+    bench.make(*(bench.source("delt", small, precision) for precision in ("fp32", "bf16")), needs=40)
+    bench.train(*(Row("delt", small, "common", seeds=seeds, precision=name) for name in ("fp32", "bf16")))
+    bench.train(*rows(("delt+rded",), large, "common"), *rows(both, large, "paper:delt"))
     bench.make(bench.source("cda", large))
     bench.train(*rows(("cda",), large, "common"), *rows(("cda",), large, "paper:delt"))
     bench.train(*rows(both, large, "common", "hard"))
-    bench.train(*rows(three, small, "common", "hard"))
     if bench.how("delt") != "published":
         bench.make(*(Source("delt", ipc, bench.chosen) for ipc in ipcs))
         bench.train(
@@ -448,13 +452,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipes = {name: replace(recipe, epochs=1, cases=()) for name, recipe in recipes.items()}
     facts: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(runtime), "train": source}
     trained = {name: asdict(config) for name, config in TEACHERS.items()}
-    facts |= {"device": facts["machine"]["device_name"], "settings": {"teachers": trained, "shorter": shorter, "hows": HOWS}}
+    of_students = {name: asdict(recipe) for name, recipe in recipes.items()}
+    facts["settings"] = {"teachers": trained, "shorter": shorter, "hows": HOWS, "recipes": of_students}
+    facts["device"] = facts["machine"]["device_name"]
     facts |= {"held_out": len(held_out), "images": len(real.train), "published": {"delt 10": 43.0, "delt 50": 64.9}}
     table = Table((options.out, options.state / "table.json"), facts, clock)
     bench = Bench(real, held_out, table, job, options.state, shorter)
     RECIPES.update(recipes)
     if options.choose:
         choose(bench, ipcs[0], list(FORMS))
+        if "chosen" not in table.record:  # rows would have to be trained again once there is a choice
+            table.keep()
+            table.say("no choice yet: the same command goes on")
+            return
     RECIPES["common"] = replace(recipes[table.record.get("chosen", {}).get("form", "common")], name="common")
     if not table.record.get("gradients"):
         found = bench.step("gradients", 60, lambda: gradients(bench.teacher(bench.chosen), real, runtime))

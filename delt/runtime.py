@@ -259,6 +259,7 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
                 torch.cuda.set_rng_state(there, device)
 
 
+NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch, the driver, Triton, cuBLAS
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -325,8 +326,12 @@ def synchronise(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    """Whether a device, a library on it, or the CPU's allocator had no memory left, or what failed was the answer to that: the end
+    of a recording, for one, fails with words of its own.
+    """
+    named = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    before = error.__context__
+    return isinstance(error, torch.OutOfMemoryError) or named or (before is not None and is_out_of_memory(before))
 
 
 def free_memory(device: torch.device) -> int:
@@ -368,7 +373,8 @@ class Replay:
             with _recording:
                 torch.cuda.empty_cache()  # what the plain calls used, which a recording cannot
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+                own = _own_stream(torch.device("cuda"))  # as the plain calls: torch's own is one for all threads and devices
+                with torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):  # other threads may go on
                     self.out = body()
                 self.graph = graph
         self.graph.replay()

@@ -27,7 +27,7 @@ FILES = ("scores.json", "synthetic.parquet")
 
 def hit(folder, stage, number):
     """Send a signal to the job that does a point, as soon as a stage of its run is finished."""
-    for _ in range(20000):
+    for _ in range(60000):  # five minutes: jobs may begin late beside other tests
         if (folder / "run" / ".work" / "stages" / f"{stage}.json").exists():
             _, kernel, *_ = (folder / "run" / ".work" / "lock").read_text().split()
             job = int(Path(f"/proc/{kernel}/stat").read_text().rsplit(")", 1)[1].split()[1])  # the kernel's parent

@@ -51,14 +51,12 @@ def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(co
     forms, teachers, hows = map(len, (cifar10_gpu.FORMS, cifar10_gpu.TEACHERS, cifar10_gpu.HOWS))
     assert len(held_out) == forms + teachers - 1 + hows - 1 and begun["held_out"] == 60 and begun["images"] == 540
     chosen = begun["chosen"]
-    names = [(row["teacher"], row["recipe"], row["how"]) for row in held_out]
-    values = [row["last"][0] for row in held_out]
-    found = dict(zip(names, values, strict=True))
-    of_form = {name: value for name, value in found.items() if name[1:] == (chosen["form"], "published")}
-    of_teacher = {name: value for name, value in found.items() if name[:2] == (chosen["teacher"], chosen["form"])}
-    assert found[cifar10_gpu.LONG, chosen["form"], "published"] == max(values[:forms])
-    assert found[chosen["teacher"], chosen["form"], "published"] == max(of_form.values()) and len(of_form) == teachers
-    assert found[chosen["teacher"], chosen["form"], chosen["how"]] == max(of_teacher.values()) and len(of_teacher) == hows
+    found = {(row["recipe"], row["teacher"], row["how"]): row["last"][0] for row in held_out}
+    usual = ("common", cifar10_gpu.LONG, "published")
+    for place, (what, count) in enumerate({"form": forms, "teacher": teachers, "how": hows}.items()):
+        others = [name for name in found if all(name[k] == usual[k] for k in range(3) if k != place)]
+        best = max(others, key=lambda name: found[name])
+        assert len(others) == count and found[best] == found[*usual[:place], chosen[what], *usual[place + 1 :]]
     done = command("--choose", "--minutes", "5")
     assert done["rows"][: len(begun["rows"])] == begun["rows"] and done["left_out"] == []
     assert {(row["method"], row["ipc"], row["recipe"], row["labels"]) for row in done["rows"] if not row["held_out"]} >= {
@@ -78,7 +76,7 @@ def test_choices_are_made_on_the_held_out_images_and_the_same_command_goes_on(co
 
 
 def test_a_choice_that_was_left_half_way_is_made_later(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what was trained before it stays apart from what is trained after it."""
+    """And the table's rows wait for it: they would have to be made again."""
     synthetic = cifar10_gpu.Bench.synthetic
 
     def failing(self: Any, source: cifar10_gpu.Source) -> None:
@@ -89,8 +87,8 @@ def test_a_choice_that_was_left_half_way_is_made_later(command: Any, monkeypatch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar10_gpu.Bench, "synthetic", failing)
         begun = command("--choose", "--minutes", "5")
-    assert "chosen" not in begun and sum(row["held_out"] for row in begun["rows"]) == len(cifar10_gpu.FORMS)
-    assert {row["form"] for row in begun["rows"]} == {""}
+    assert "chosen" not in begun and all(row["held_out"] for row in begun["rows"])
+    assert len(begun["rows"]) == len(cifar10_gpu.FORMS) + len(cifar10_gpu.HOWS) - 1
     monkeypatch.setattr(cifar10_gpu, "fill", lambda bench, *given: bench.train(cifar10_gpu.Row("delt", 3, "common", seeds=1)))
     done = command("--choose", "--minutes", "5")
     assert (

@@ -224,6 +224,8 @@ def test_enlarging_is_bilinear(size: int, side: int) -> None:
     image = torch.rand(1, 2, size, size, generator=generator())
     expected = torch.nn.functional.interpolate(image, (side, side), mode="bilinear", align_corners=False)
     assert torch.allclose(warp(image, enlarger(size, side), enlarger(size, side)), expected, atol=1e-6)
+    kept = enlarger(size, side, image.device, torch.float16)
+    assert kept.dtype == torch.float16 and kept is enlarger(size, side, image.device, torch.float16), "nothing is copied anew"
 
 
 def test_one_patch_is_the_image() -> None:

@@ -312,6 +312,16 @@ def test_double_forward_moves_the_running_statistics_twice(
     assert norm.num_batches_tracked == times * len(passes)
 
 
+@pytest.mark.parametrize("train_precision", ["fp32", "bf16"])
+def test_a_first_pass_takes_no_gradient_from_the_second(train_precision: str, synthetic: SyntheticSet, soft: SoftLabels, real: RealSet):
+    """The first one casts every weight without a gradient, and a cast that is kept would be taken by the second."""
+    runtime = replace(RUNTIME, train_precision=train_precision)
+    model = build("convnet3", 10, 1, 8, 4, 1).train()
+    student = Student(task_of(synthetic, soft, real, Job(runtime=runtime), recipe="paper:delt"), model, CPU, silent)
+    next(iter(losses(student, 0))).backward()
+    assert all(part.grad is not None and part.grad.abs().max() > 0 for part in model.parameters())
+
+
 # ---------------------------------------------------------------- students
 
 

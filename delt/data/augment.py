@@ -20,6 +20,7 @@ from delt.runtime import Streams, drawn, send
 
 RATIOS = (3 / 4, 4 / 3)  # aspect ratios of RandomResizedCrop
 ATTEMPTS = 10
+CPU = torch.device("cpu")
 BOX = 2 * ATTEMPTS + 2  # uniform numbers behind a box: areas, aspect ratios, place
 
 
@@ -87,9 +88,11 @@ def resizer(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
 
 
 @functools.cache
-def enlarger(size: int, side: int) -> Tensor:
-    """Matrix [side, size] that stretches all of `size` pixels to `side` of them; made once, since every step asks for it."""
-    return resizer(torch.tensor([0]), torch.tensor([size]), size, side)[0]
+def enlarger(size: int, side: int, device: torch.device = CPU, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Matrix [side, size] that stretches all of `size` pixels to `side` of them; made once, since every step asks for it, and
+    copying it anew would make a GPU wait.
+    """
+    return resizer(torch.tensor([0]), torch.tensor([size]), size, side)[0].to(device, dtype)
 
 
 def warp(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from delt.config import RecoverConfig
 from delt.data.augment import BOX, axis_operator, boxes_of
 from delt.grouping import Group
-from delt.runtime import stream
+from delt.runtime import send, stream
 from delt.schedule import Schedule, smallest_crop
 
 BLOCK = 256  # iterations whose numbers come from one stream
@@ -34,7 +34,9 @@ class Crops:
     def operators(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The linear maps of both axes, [..., size, size] each, made on a device."""
         shape = self.boxes.shape[:-1]
-        boxes, flips, shifts = (part.to(device) for part in (self.boxes.flatten(0, -2), self.flips.flatten(), self.shifts.flatten(0, -2)))
+        boxes, flips, shifts = (
+            send(part, device) for part in (self.boxes.flatten(0, -2), self.flips.flatten(), self.shifts.flatten(0, -2))
+        )
         top, left, height, width = boxes.unbind(1)
         rows = axis_operator(top, height, self.size, shift=shifts[:, 0])
         cols = axis_operator(left, width, self.size, flips, shifts[:, 1])

@@ -33,7 +33,7 @@ from delt.engine.pack import PackTask, Unit
 from delt.engine.pixels import kept_pixels, resized, small_side, starting_images
 from delt.errors import DeltError
 from delt.models.fused import fuse, regular_stem
-from delt.models.statistics import Lines, StatisticsMatch, lines, patch_side
+from delt.models.statistics import StatisticsMatch, patch_side
 from delt.runtime import Emit, Replay, given_to, is_out_of_memory, lowered, send, silent, stream
 from delt.schedule import learning_rate
 
@@ -115,7 +115,7 @@ class Step:
         shape = (1, self.card.channels, 1, 1)
         mean, std = torch.tensor(self.card.mean).view(shape), torch.tensor(self.card.std).view(shape)
         self.low, self.high = (-mean / std).to(device), ((1 - mean) / std).to(device)
-        self.scale = torch.tensor(LOSS_SCALE if self.runtime.precision == "fp16" else 1.0, device=device)
+        self.scale = LOSS_SCALE if self.runtime.precision == "fp16" else 1.0
         self.last: tuple[int, tuple[Tensor, Tensor]] | None = None  # the newest iteration and its losses
         self.watch = Finite(self.groups, device)
         self.start = starting_images(task).to(device)
@@ -238,8 +238,7 @@ class Step:
         if self.still is None or key != self.replay.key:
             self.still = Inputs(*(torch.empty_like(tensor) for tensor in inputs.tensors()))
         still = self.still
-        for here, now in zip(still.tensors(), inputs.tensors(), strict=True):
-            here.copy_(now)
+        torch._foreach_copy_(still.tensors(), inputs.tensors())
         return self.replay(key, lambda: self._iterate(state, still, t, count))
 
     def _iterate(self, state: State, inputs: Inputs, t: int, count: int) -> tuple[Tensor, Tensor]:
@@ -328,11 +327,12 @@ class Step:
         if self.runtime.compile == "on":
             self._prepare_to_compile(turn, images, part.labels, place)
         entropy, measured, views = self.forward(turn, images, part.labels, part.rows, part.cols, place)
-        distance = match.distance(measured, part.dropped)
-        loss = (entropy.unflatten(0, (-1, groups)).mean(0) + self.config.bn_weight * distance).sum()
+        distance = match.distance(measured, len(place), part.dropped)
+        terms = [(entropy, 1 / len(place)), (distance, self.config.bn_weight)]
         if self.config.densify:
-            loss = loss + self.config.densify * self.densification(views, part.labels, groups)
-        (gradient,) = torch.autograd.grad(loss, images, self.scale.to(loss.dtype))
+            terms.append((self.densification(views, part.labels, groups), self.config.densify))
+        pulls = [torch.full_like(term, weight * self.scale) for term, weight in terms]  # their sum, without adding it up
+        (gradient,) = torch.autograd.grad([term for term, _ in terms], images, pulls)
         return Pulled(self._unscaled(gradient), entropy.detach(), distance.detach(), match.past)
 
     def _prepare_to_compile(self, turn: int, images: Tensor, *more: Tensor) -> None:
@@ -351,7 +351,7 @@ class Step:
         logits = self.networks[turn](given_to(views, self.runtime))
         found = self.matches[turn].measured()
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(wide, labels, reduction="none"), Lines.apply(found.joined(), found.values), views
+        return F.cross_entropy(wide, labels, reduction="none"), found.joined(), views
 
     def _in_chunks(self, turn: int, part: Part, size: int) -> Pulled:
         """One group, `size` images at a time, exactly: a first pass sums up the statistics, whose gradient a second one follows.
@@ -374,9 +374,8 @@ class Step:
                 sums = found if sums is None else sums.with_more(found)
         assert sums is not None
         measured = sums.joined().requires_grad_()
-        distance = match.distance(measured, part.dropped)
-        (slope,) = torch.autograd.grad(distance.sum(), measured)
-        line = lines(measured.detach(), slope * self.scale.to(slope.dtype) * self.config.bn_weight, sums.values)
+        distance = match.distance(measured, sums.images, part.dropped)
+        (line,) = torch.autograd.grad(distance, measured, torch.full_like(distance, self.config.bn_weight * self.scale))
         pulls = list(line.split([one.shape[1] for one in [*sums.means, *sums.variances]], 1))
         gradients, entropies = [], []
         for rows in chunks:
@@ -384,8 +383,8 @@ class Step:
             logits = self.networks[turn](given_to(views(rows, images), self.runtime))
             found = match.measured()
             entropy = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), part.labels[rows], reduction="none")
-            outputs = [entropy.sum() / len(part.images), *found.means, *found.variances]
-            given = [self.scale.to(entropy.dtype), *pulls]
+            outputs = [entropy, *found.means, *found.variances]
+            given = [torch.full_like(entropy, self.scale / len(part.images)), *pulls]
             gradients.append(torch.autograd.grad(outputs, images, given)[0])
             entropies.append(entropy.detach())
         gradient = torch.cat(gradients)
@@ -393,7 +392,7 @@ class Step:
             images = part.images.requires_grad_()
             seen = self.augment(images, part.rows, part.cols, self.place[: len(images)])
             value = self.config.densify * self.densification(seen, part.labels, 1)
-            gradient = gradient + torch.autograd.grad(value, images, self.scale.to(value.dtype))[0]
+            gradient = gradient + torch.autograd.grad(value, images, torch.full_like(value, self.scale))[0]
         return Pulled(self._unscaled(gradient), torch.cat(entropies), distance.detach(), match.past)
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
@@ -548,8 +547,8 @@ class Finite:
                 self._refuse(self._terms(gradient, entropy, distance), self.t)
             return inputs
         found = self._terms(gradient, entropy, distance)
-        self.found.copy_(torch.where(self.well, found.to(self.found.dtype), self.found))
-        self.well.logical_and_(torch.isfinite(found).all())
+        torch.where(self.well, found.to(self.found.dtype), self.found, out=self.found)
+        self.well.logical_and_(torch.linalg.vector_norm(found, math.inf) < math.inf)
         self.lived.add_(self.well)
         return replace(inputs, rate=inputs.rate * self.well)
 

@@ -1,6 +1,7 @@
 """A frozen network as a GPU likes it: what lies between two convolutions is one pass over memory, and so is its gradient.
 
-- `fuse`: every BatchNorm layer takes the addition and the ReLU that follow it with it, and max-pooling has its own kernels.
+- `fuse`: every BatchNorm layer takes the addition and the ReLU that follow it with it, max-pooling has its own kernels, and
+  the mean of all pixels is plain.
   Weights and the layers' names stay as they are.
 - `regular_stem`: the 7 x 7 convolution of stride 2 in another order of the same sums.
 """
@@ -48,6 +49,13 @@ class Pool(nn.MaxPool2d):
             return super().forward(x)
         found: Tensor = Pooled.apply(x, self.kernel_size, self.stride, self.padding)
         return found
+
+
+class Average(nn.AdaptiveAvgPool2d):
+    """The mean of all pixels; torch's own layer gives channels-last images a layout whose gradient costs two passes more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
 
 
 class Unshuffled(torch.autograd.Function):
@@ -119,6 +127,8 @@ def fuse(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         if type(layer) is nn.MaxPool2d and _is_plain(layer):
             layer.__class__ = Pool
+        elif type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)):
+            layer.__class__ = Average
     try:
         graph = _Tracer().trace(model)
     except Exception:  # a network that decides by what it sees; torch names no class of errors for it

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 
 from delt.data.augment import enlarger, warp
 
-TINY = torch.finfo(torch.float64).tiny
 Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, variances, patch means, variances, end to end
 
 
@@ -91,15 +90,40 @@ class Lines(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         measured, values = ctx.saved_tensors
-        return lines(measured, grads[0], values), None
+        return lines(measured, grads[0], torch.cat([1 / values, 2 / values])), None
 
 
-def lines(measured: Tensor, gradient: Tensor, values: Tensor) -> Tensor:
-    """Offsets, then slopes [G, 2S] of the gradient with respect to the layers' inputs, from that of their means and variances."""
-    mean, _ = measured.chunk(2, 1)
-    of_mean, of_var = gradient.chunk(2, 1)
-    slope = of_var * (2 / values)
-    return torch.cat([torch.addcmul(of_mean / values, slope, mean, value=-1), slope], 1)
+def lines(measured: Tensor, gradient: Tensor, share: Tensor) -> Tensor:
+    """Offsets, then slopes [G, 2S] of the gradient with respect to the layers' inputs, from that of their means and variances.
+
+    Args:
+        share: [2S], one over the values behind each mean, then two over those behind each variance.
+    """
+    line = gradient * share
+    (mean, _), (offset, slope) = measured.chunk(2, 1), line.chunk(2, 1)
+    offset.addcmul_(slope, mean, value=-1)
+    return line
+
+
+class Distance(torch.autograd.Function):
+    """Sums per group [G] of the weighted norms of what statistics [G, 2S] are off by, vector by vector; sums are in 64 bits.
+
+    Like `Lines` it gives back not the gradient of what was measured, but the lines that `Moments` takes. A vector without
+    deviation has none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, measured: Tensor, value: Tensor, share: Tensor, weights: Tensor, plan: _Plan) -> Tensor:
+        off = value - plan.targets
+        norms = (off.square().double() @ plan.members).sqrt()
+        ctx.save_for_backward(measured, share, weights, off, norms, plan.vector_of)
+        return (norms * weights).sum(1).to(measured.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        measured, share, weights, off, norms, vector_of = ctx.saved_tensors
+        pull = grads[0][:, None] * weights / norms.clamp_min(torch.finfo(off.dtype).tiny ** 0.5)
+        return lines(measured, off * pull.to(off.dtype)[:, vector_of], share), None, None, None, None
 
 
 class Watched(torch.autograd.Function):
@@ -197,7 +221,7 @@ def patches(x: Tensor, side: int) -> Tensor:
     """The grid cells of x [N,C,H,W] as channels: [N, cells, C, side^2], after a bilinear resize to the next multiple of `side`."""
     height, width = (-(-extent // side) * side for extent in x.shape[2:])
     if (height, width) != x.shape[2:]:  # by matrices: the gradient of interpolate adds up in a random order on a GPU
-        x = warp(x, *(enlarger(*pair).to(x) for pair in zip(x.shape[2:], (height, width), strict=True)))
+        x = warp(x, *(enlarger(*pair, x.device, x.dtype) for pair in zip(x.shape[2:], (height, width), strict=True)))
     grid = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [N, C, rows, side, columns, side]
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(4, 5).flatten(1, 2)
 
@@ -347,7 +371,7 @@ class StatisticsMatch:
         """What the newest forward pass gave: call it, or `collect`, after each."""
         if self._plan is None or self._plan.shapes != self._shapes:
             self._plan = self._planned()
-        found = Measured(self._means, self._vars, self._plan.values * self._images)
+        found = Measured(self._means, self._vars, self._images)
         self._forget()
         return found
 
@@ -359,27 +383,31 @@ class StatisticsMatch:
                 first measurement, which an average that does not start from zero starts from all the same).
         """
         found = self.measured()
-        return self.distance(Lines.apply(found.joined(), found.values), dropped)
+        return self.distance(found.joined(), found.images, dropped)
 
-    def distance(self, measured: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Weighted distance per group [G] of statistics [G, 2S] that lie as `Measured.joined` puts them."""
+    def distance(self, measured: Tensor, images: int, dropped: Tensor | None = None) -> Tensor:
+        """Weighted distance per group [G] of statistics [G, 2S] of so many images each, that lie as `Measured.joined` puts them.
+
+        Its gradient is that of a layer's input, as `Moments` takes it; the moving average counts in its value alone (G-VBSM's
+        score distillation).
+        """
         assert self._plan is not None
-        plan = self._plan
-        kept = None if dropped is None else plan.kept(dropped.to(measured.device))
+        plan, value, weights = self._plan, measured.detach(), self._plan.weights
+        if dropped is not None:
+            kept = plan.kept(dropped.to(measured.device))
+            weights = weights * kept
         if self.average:
-            measured = self._averaged(measured, None if kept is None else kept[:, plan.vector_of])
-        squares = (measured - plan.targets.to(measured)).square().double() @ plan.members  # sums over each vector, in 64 bits
-        norms = (squares.clamp_min(TINY).sqrt() * (squares > 0)).to(measured.dtype)  # a deviation of zero has gradient zero
-        return (norms * plan.weights.to(norms) * (1.0 if kept is None else kept)).sum(1)
+            value = self._averaged(value, None if dropped is None else kept[:, plan.vector_of])
+        found: Tensor = Distance.apply(measured, value, plan.share(images), weights, plan)
+        return found
 
-    def _averaged(self, measured: Tensor, kept: Tensor | None) -> Tensor:
-        """The moving average in value, the measured statistics in gradient (G-VBSM's score distillation)."""
-        now = measured.detach()
+    def _averaged(self, now: Tensor, kept: Tensor | None) -> Tensor:
+        """The moving average, brought up to date with what was measured."""
         if self.past is None:
             self.past = torch.zeros_like(now) if self.from_zero else now
         moved = self.past.lerp(now, 1 - self.average)
         self.past = moved if kept is None else torch.where(kept, moved, self.past)
-        return self.past + measured - now
+        return self.past
 
     def _planned(self) -> _Plan:
         means, variances, owners = [], [], [name for name, _ in self._shapes]
@@ -415,16 +443,15 @@ class Measured:
 
     means: list[Tensor]  # of [G, ..]
     variances: list[Tensor]
-    values: Tensor  # [S]: how many values are behind each
+    images: int  # of a group
 
     def with_more(self, other: Measured) -> Measured:
         """The statistics of both passes' images together (Chan, Golub, LeVeque 1979)."""
-        share = [layer[:1] for layer in (other.values / (self.values + other.values)).split([mean.shape[1] for mean in self.means])]
-        means, variances = [], []
-        for mean, more, var, more_var, part in zip(self.means, other.means, self.variances, other.variances, share, strict=True):
+        part, means, variances = other.images / (self.images + other.images), [], []
+        for mean, more, var, more_var in zip(self.means, other.means, self.variances, other.variances, strict=True):
             means.append(mean + (more - mean) * part)
             variances.append(var + (more_var - var) * part + (more - mean) ** 2 * part * (1 - part))
-        return Measured(means, variances, self.values + other.values)
+        return Measured(means, variances, self.images + other.images)
 
     def joined(self) -> Tensor:
         """All means, then all variances, end to end [G, 2S]."""
@@ -444,6 +471,13 @@ class _Plan:
 
     def __post_init__(self) -> None:
         self.members = F.one_hot(self.vector_of).double()  # [2S, V]: one column per vector, with ones where its numbers are
+        self._shares: dict[int, Tensor] = {}
+
+    def share(self, images: int) -> Tensor:
+        """What `lines` asks for, for so many images; kept, since every step wants the same."""
+        if images not in self._shares:
+            self._shares[images] = torch.cat([1 / self.values, 2 / self.values]) / images
+        return self._shares[images]
 
     def kept(self, dropped: Tensor) -> Tensor:
         """bool [G, vectors]: whether each vector counts, from bool [G, convolutions]."""

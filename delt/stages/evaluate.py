@@ -308,10 +308,10 @@ class Student:
         """The recipe's distance to the teachers' labels, or cross-entropy shared between the two mixed labels."""
         recipe, runtime = self.task.recipe, self.task.job.runtime
         images = images.contiguous(memory_format=self.layout)
+        if recipe.double_forward:
+            with in_training(runtime), torch.no_grad():  # a block of its own: weights cast in here have no gradient
+                self.logits(images)
         with in_training(runtime):
-            if recipe.double_forward:
-                with torch.no_grad():
-                    self.logits(images)
             logits = self.logits(images)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.task.score.labels == "soft":
