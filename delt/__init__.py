@@ -17,13 +17,16 @@ __version__ = "0.1.0"
 __all__ = [
     "DeltError",
     "Job",
+    "Patches",
     "Ranking",
+    "RealSet",
     "Run",
     "RunConfig",
     "Schedule",
     "Scores",
     "Snapshots",
     "SoftLabels",
+    "Stopped",
     "SyntheticSet",
     "Teacher",
     "configure",
@@ -55,6 +58,8 @@ _HOMES = {
     "plan": "delt.schedule",
     "Schedule": "delt.schedule",
     "Teacher": "delt.artifacts.teacher",
+    "RealSet": "delt.data.images",
+    "Patches": "delt.artifacts.ranking",
     "Ranking": "delt.artifacts.ranking",
     "SyntheticSet": "delt.artifacts.synthetic",
     "Snapshots": "delt.artifacts.snapshots",
@@ -62,19 +67,21 @@ _HOMES = {
     "Scores": "delt.artifacts.scores",
     "Job": "delt.job",
     "DeltError": "delt.errors",
+    "Stopped": "delt.errors",
 }
 
 if TYPE_CHECKING:
     from delt.artifacts.folder import verify
-    from delt.artifacts.ranking import Ranking
+    from delt.artifacts.ranking import Patches, Ranking
     from delt.artifacts.scores import Scores
     from delt.artifacts.snapshots import Snapshots
     from delt.artifacts.soft_labels import SoftLabels
     from delt.artifacts.synthetic import SyntheticSet
     from delt.artifacts.teacher import Teacher
     from delt.config import RunConfig
+    from delt.data.images import RealSet
     from delt.data.load import open_set
-    from delt.errors import DeltError
+    from delt.errors import DeltError, Stopped
     from delt.job import Job
     from delt.methods import configure
     from delt.pipeline import run

@@ -166,7 +166,7 @@ def ceilings(runtime: RuntimeConfig, seconds: float = 1.0) -> dict[str, float]:
     """What this device can do: a large matrix product in the arithmetic of `runtime`, and a large copy (bytes read plus written)."""
     device = device_of(runtime)
     large = device.type == "cuda"
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(runtime.precision, torch.float32)
+    dtype = HALVES.get(runtime.precision, torch.float32)
     side = 8192 if large else 1024
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.randn(2**30 if large else 2**26, device=device)

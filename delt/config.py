@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from delt.errors import ConfigError, unknown
+from delt.schedule import Schedule, plan
 
 MOST_INT = 2**63
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes of a path that are no text
@@ -83,8 +84,11 @@ class Section:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):
+            value, kind = getattr(self, item.name), hints[item.name]
             if item.metadata:
-                object.__setattr__(self, item.name, checked(item, hints[item.name], getattr(self, item.name)))
+                object.__setattr__(self, item.name, checked(item, kind, value))
+            elif not isinstance(value, kind):  # a section, which has checked itself
+                raise ConfigError(f"{item.name} is {value!r}; allowed is a {kind.__name__}, or delt.configure({item.name}_...=...)")
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class RecoverConfig(Section):
     iterations: int = option(4000, "MI: pixel updates of the earliest images; 0 keeps the starting images", low=0)
     round_iterations: int | None = option(None, "RI: iterations between two joins (default MI // M)", low=1)
     sub_batches: int | None = option(
-        None, "M: sub-batches (default min(8, ipc), or MI // RI where RI is given); 1 switches EarlyLate off", low=1
+        None, "M: sub-batches (default min(8, ipc), or min(MI // RI, ipc) where RI is given); 1 switches EarlyLate off", low=1
     )
     lr: float = option(0.25, "step size of Adam in normalised pixel units, cosine to zero", low=0)
     beta1: float = option(0.5, "Adam's first moment decay", low=0, high=0.9999)
@@ -237,6 +241,14 @@ class RecoverConfig(Section):
         super().__post_init__()
         if self.match == "bn+conv" and self.small_side < 1:
             raise ConfigError("recover_match bn+conv knows patches of the full size alone: give recover_small_side 1, or recover_match bn")
+
+    def schedule(self, ipc: int) -> Schedule:
+        """The plan of one class with `ipc` images, what is not given filled in.
+
+        Raises:
+            ConfigError: as `delt.schedule.plan`.
+        """
+        return plan(self.iterations, ipc, self.round_iterations, self.sub_batches)
 
 
 @dataclass(frozen=True)
@@ -309,7 +321,12 @@ class RunConfig(Section):
     dataset: str = option("digits", "data set (`delt datasets` lists them) or folder:PATH")
     method: str = option("delt", "distillation method")
     ipc: int = option(10, "synthetic images per class", low=1)
-    preset: str = option("paper", "starting point for everything that is not given (demo for digits)", choices=("paper", "demo", "smoke"))
+    preset: str = option(
+        "paper",
+        "starting point for everything that is not given (demo for digits); the defaults named here are those of paper and delt, and data "
+        "set, preset and method have others",
+        choices=("paper", "demo", "smoke"),
+    )
     fidelity: str = option(
         "fixed", "strict: the published recover arithmetic, quirks and all; fixed: repaired", choices=("strict", "fixed")
     )

@@ -1,6 +1,7 @@
 """Errors that a user can act on: each names what was given, what is allowed and the fix.
 
-The command line prints their one line and exits with code 2; Python callers catch `DeltError`.
+The command line prints their one line and exits with their `exit_code`: 2, but 3 where a folder is in use, 130 or 143 where
+the work was stopped. Python callers catch `DeltError`.
 """
 
 from __future__ import annotations

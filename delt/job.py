@@ -17,11 +17,10 @@ from delt.beside import side_by_side
 from delt.config import RuntimeConfig
 from delt.errors import IntegrityError
 from delt.pool import Pool, Ready, same
-from delt.runtime import Emit, device_of, silent
+from delt.runtime import NOTHING, Emit, device_of, silent
 from delt.world import World
 
 T = TypeVar("T")
-NOTHING = {"stage": "", "done": 0}  # said where nothing is to be said, so that who listens can stop
 
 
 @dataclass

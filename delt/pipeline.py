@@ -73,8 +73,8 @@ def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener
         config: see `delt.methods.configure`.
         out: run folder; made where it is missing.
         until: the last stage to do.
-        listener: receives progress events; by default they become progress bars. Work in this process (one worker) waits
-            while it does not return, and all work is stopped where it raises `Stopped`.
+        listener: receives progress events (`delt.signals.Emit`); by default they become progress bars. Work in this process
+            (one worker) waits while it does not return, and all work is stopped where it raises `Stopped`.
         watch: the events of recover carry the images as they are, as `frame` (delt.artifacts.snapshots.Frame).
 
     Raises:
@@ -545,7 +545,7 @@ class Pipeline:
         self.emit({**event, "set": self.name} if self.name else event)
 
     def call(self, stage: str, work: Path | None, config: RunConfig | None = None, **more: Any) -> None:
-        """Where there are other ranks, let them share the work of a stage: see `delt.following`."""
+        """Where there are other ranks, let them share the work of a stage: see `delt.shares`."""
         if self.world:
             self.world.call(stage=stage, config=flatten(config or self.config), folder=str(self.folder.path), work=str(work), **more)
 

@@ -1,4 +1,4 @@
-"""The machine: device, precision, random streams, memory. The only file that knows about CUDA.
+"""The machine: device, precision, random streams, memory, CUDA graphs.
 
 Randomness is a function of what it is for, never of order or worker: `stream(seed, "recover", group, iteration)` is
 the same generator in any process, so a run can be stopped, resumed, sharded or reordered without changing a bit.
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from delt.config import RuntimeConfig
 from delt.errors import ConfigError
 from delt.ranks import local
+from delt.signals import NOTHING as NOTHING
+from delt.signals import Emit as Emit
 
 T = TypeVar("T")
-Emit = Callable[[dict[str, Any]], None]  # receives progress events; see delt.pipeline
 PROCESS = Path("/proc/self")  # where Linux says what this process takes
 
 

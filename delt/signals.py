@@ -17,7 +17,16 @@ from typing import Any
 from delt.errors import Stopped
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not known everywhere
+# Receives progress events between two steps, and may raise `Stopped`. An event has some of these entries:
+#   stage    squeeze, rank, recover, relabel or evaluate; "" where nothing is said but who listens can stop
+#   total    the stage begins, with so much work in all, counted in `unit` (img, patch, img-it)
+#   done     work since the last event; may be 0
+#   set      the control that the work is for; none for the run's own set
+#   message  a line for people, without a stage
+#   frame    the images as they are, where they are watched (delt.artifacts.snapshots.Frame)
+#   record   a line of metrics.jsonl: the pipeline writes it there, and does not pass it on
 Emit = Callable[[dict[str, Any]], None]
+NOTHING = {"stage": "", "done": 0}  # said where nothing is to be said, so that who listens can stop
 
 
 class Reins:

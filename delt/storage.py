@@ -2,8 +2,8 @@
 
 Every write goes to a temporary file in the same folder, is synced and then renamed, so that a reader finds the old
 content or the new one, never a mix, whenever the process or the machine stops. A killed writer leaves at most a
-`.NAME.tmp` behind; `sweep` removes those. The formats that are used have no checksum of their own, so every file carries
-its sha256 inside (`sealed` and `write_sealed`, and the two files of `Slots`), and records hold that of each finished one.
+`.NAME.tmp` behind; `sweep` removes those. Artefacts and checkpoints carry their own sha256 (`sealed`, `write_sealed`, `Slots`),
+but for images and weights, whose sha256 is in the table or card beside them; records hold that of each finished file.
 """
 
 from __future__ import annotations
@@ -290,6 +290,19 @@ def size_of(folder: Path) -> int:
         with contextlib.suppress(OSError):  # it went away meanwhile
             found += item.stat().st_size if item.is_file() else 0
     return found
+
+
+# ---------------------------------------------------------------------------------------------- the user's cache
+
+
+def user_cache() -> Path:
+    """`delt` in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delt"
+
+
+def cache_folder() -> Path:
+    """What several runs share: $DELT_CACHE, or the user's cache."""
+    return Path(os.environ.get("DELT_CACHE") or user_cache())
 
 
 # ---------------------------------------------------------------------------------------------- checksums

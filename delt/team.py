@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from delt.data.views import part_sizes, parts_of
 from delt.errors import RunError, Stopped
 from delt.models.synced import SyncNorm, joint_sum, synced
-from delt.runtime import Emit
+from delt.runtime import NOTHING, Emit
 from delt.world import World
 
 Given = tuple[Tensor, ...]
@@ -115,7 +115,7 @@ class Team:
 
         def heard(event: dict[str, object]) -> None:
             try:
-                emit(event if self.leads else {"stage": "", "done": 0})
+                emit(event if self.leads else NOTHING)
             except Stopped as stop:
                 self._stopped = stop
 

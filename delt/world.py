@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from delt.config import RuntimeConfig
 from delt.errors import ConfigError, RunError, Stopped
 from delt.ranks import local, ranks
-from delt.runtime import Emit
+from delt.runtime import NOTHING, Emit
 
 PATIENCE = timedelta(minutes=10)  # for a rank that is late: hosts open a large data set at different speeds
 POLL = 0.02  # seconds between two looks at what others did
@@ -127,7 +127,7 @@ class World:
         self.store.add(name, 1)
         while self.leads and self.store.add(name, 0) < self.size:
             self._hear(emit)
-            emit({"stage": "", "done": 0})  # who listens can stop here
+            emit(NOTHING)
             time.sleep(POLL)
         if self.leads:
             self._hear(emit)

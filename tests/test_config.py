@@ -192,3 +192,9 @@ def test_strict_is_the_published_arithmetic() -> None:
     published |= {"curriculum": "cosine", "milestone": 1.0, "min_crop": 0.08, "grouping": "class", "group_size": 100}
     for name, value in published.items():
         assert getattr(strict, name) == getattr(fixed, name) == value, name
+
+
+def test_a_section_is_one():
+    for wrong in (None, {"epochs": 3}, RunConfig().rank):
+        with pytest.raises(ConfigError, match="teacher is .*; allowed is a TeacherConfig, or delt.configure"):
+            RunConfig(teacher=wrong)

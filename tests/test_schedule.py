@@ -176,3 +176,20 @@ def test_a_schedule_may_hold_empty_sub_batches_and_serves_as_a_key() -> None:
     assert schedule.sub_batch_of == (1, 1, 3) and schedule.image_iterations == 2 * 9 + 3
     assert schedule.rounds[0].images == 0 and {schedule: 1}[Schedule(12, 3, (0, 2, 0, 1))] == 1
     assert split(0, 3) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"iterations": "400", "ipc": 5}, "iterations is '400'"),
+        ({"iterations": 400.5, "ipc": 5}, "iterations is 400.5"),
+        ({"iterations": None, "ipc": 5}, "iterations is None"),
+        ({"iterations": 400, "ipc": 5.0}, "ipc is 5.0"),
+        ({"iterations": 400, "ipc": True}, "ipc is True"),
+        ({"iterations": 400, "ipc": 5, "sub_batches": "2"}, "sub_batches is '2'"),
+        ({"iterations": 400, "ipc": 5, "round_iterations": 1.5}, "round_iterations is 1.5"),
+    ],
+)
+def test_numbers_are_whole(given, words):
+    with pytest.raises(ConfigError, match=f"{words}; allowed is a whole number"):
+        plan(**given)

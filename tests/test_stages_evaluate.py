@@ -23,7 +23,7 @@ from delt.data.augment import Mix, draw_cutmix, mixed
 from delt.data.images import RealSet, TensorImages
 from delt.data.load import open_set
 from delt.data.views import Batch
-from delt.errors import ConfigError
+from delt.errors import ConfigError, TeacherError
 from delt.job import Job
 from delt.models.zoo import build
 from delt.pool import Pool
@@ -641,3 +641,21 @@ def test_how_many_students_a_gpu_trains(real: RealSet, synthetic: SyntheticSet, 
     assert stage._beside(tasks, gpu) == 2
     large = replace(soft, teacher=replace(soft.teacher, card=replace(soft.teacher.card, size=224)))
     assert stage._beside([replace(task, soft=large) for task in tasks], gpu) == 1, "large images fill it"
+
+
+@pytest.mark.parametrize("mode", ["online", "stored"])
+def test_a_set_of_other_classes_or_images_is_neither_labelled_nor_trained_on(
+    mode: str, teacher: Teacher, synthetic: SyntheticSet, real: RealSet
+):
+    config, labels = RelabelConfig(mode=mode, epochs=1), SoftLabels(teacher, "common")
+    for other, words in (
+        (replace(synthetic, classes=synthetic.classes[::-1]), "class 0 is '9' in the synthetic set and '0' in the teacher"),
+        (replace(synthetic, classes=(*synthetic.classes, "10")), "a teacher for 10 classes, the synthetic set has 11"),
+        (replace(synthetic, images=synthetic.images.expand(-1, 3, -1, -1)), "images of 1 x 8 x 8 values, the synthetic set has 3 x 8 x 8"),
+    ):
+        with pytest.raises(TeacherError, match=words):
+            relabel(teacher, other, config, Job(runtime=RUNTIME))
+        with pytest.raises(TeacherError, match=words):
+            evaluate(other, labels, real.test, TINY, Job(runtime=RUNTIME))
+    with pytest.raises(ConfigError, match="unknown recipe 'comon': did you mean 'common'"):
+        relabel(teacher, synthetic, config, Job(runtime=RUNTIME), "comon")

@@ -20,7 +20,7 @@ from delt.config import RankConfig, RuntimeConfig
 from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes
 from delt.data.images import DataInfo, RealSet, TensorImages, normalise
-from delt.errors import DataError, DeltError, Stopped
+from delt.errors import DataError, DeltError, Stopped, TeacherError
 from delt.job import Job
 from delt.models.zoo import build
 from delt.runtime import seed_of, stream
@@ -162,6 +162,18 @@ def test_a_class_with_too_few_images_is_named(teacher: Teacher, real: RealSet):
     with pytest.raises(DataError, match="'dog' has 8 training images and 12 starting patches"):
         rank(teacher, short, RankConfig(factor=2), 3, job())
     assert len(rank(teacher, short, RankConfig(), 8, job()).sources) == 24
+
+
+@pytest.mark.parametrize("keep", ["medium", "random", "noise"])
+def test_a_teacher_of_other_classes_or_images_ranks_nothing(keep: str, teacher: Teacher, real: RealSet):
+    names = real.info.classes
+    for info, words in (
+        (replace(real.info, classes=names[:-1]), f"a teacher for {len(names)} classes, the data set has {len(names) - 1}"),
+        (replace(real.info, classes=(names[1], names[0], *names[2:])), f"class 0 is '{names[1]}' in the data set"),
+        (replace(real.info, size=2 * real.info.size), "the teacher sees images of"),
+    ):
+        with pytest.raises(TeacherError, match=re.escape(words)):
+            rank(teacher, replace(real, info=info), RankConfig(keep=keep), 1)
 
 
 def test_noise_has_no_images_and_no_ranking(teacher: Teacher, real: RealSet):

@@ -22,7 +22,7 @@ from delt.grouping import packs
 from delt.methods import control_of
 from delt.recipes import recipe_of
 from delt.runtime import resolve
-from delt.stages.evaluate import students_of
+from delt.stages.evaluate import epochs_of, students_of
 from delt.stages.squeeze import backbones
 
 GPUS = (1, 8, 64)
@@ -106,7 +106,7 @@ def plan_of(config: RunConfig, machine: str = "here") -> Plan:
     notes = ["training is shared ideally; packs and students are dealt whole, the dearest first", *rates.notes]
     if any(own.weights == "train" for own in backbones(config.teacher).values()):
         notes.append("a teacher that stands in the cache takes no time")
-    room = [({name: room for name, room in rooms(part, shape).items()}, ()) for part in parts]
+    room = [(rooms(part, shape), ()) for part in parts]
     memory = rates.memory if rates.memory is None else int(rates.memory * _largest(config, shape, packing) / max(rates.recover.images))
     notes = [f"rates of {rates.where}", *notes] if here else notes
     return Plan(rows, workers, gpu, memory, packing, needed(room), tuple(notes))
@@ -133,14 +133,14 @@ def rank_row(parts: Sequence[RunConfig], shape: Shape, rates: Rates, packing: in
             continue
         each = -(-shape.images // shape.classes)
         images = min(each, own.images or each) * shape.classes
-        looked = images * max(1, own.crops) if own.crops or own.keep not in ("random",) else 0
+        looked = images * max(1, own.crops) if own.crops or own.keep != "random" else 0
         work, scored = work + images, scored + looked
         phases.append((looked * rates.look / shape.classes,) * shape.classes)
     return Row("rank", work, "images", one * scored, sum(rooms(part, shape)["rank"].kept for part in parts), tuple(phases), once=True)
 
 
 def recover_row(parts: Sequence[RunConfig], shape: Shape, rates: Rates, packing: int, test: int) -> Row:
-    """Optimise the images, pack by pass; the first process puts them into files."""
+    """Optimise the images, pack by pack; the first process puts them into files."""
     work, operations, phases, images = 0, 0.0, [], 0
     for part in parts:
         groups, share = groups_of(part, shape.classes), _small(part, shape)
@@ -170,7 +170,7 @@ def evaluate_row(parts: Sequence[RunConfig], shape: Shape, rates: Rates, packing
     work, operations, pieces = 0, 0.0, list[float]()
     for arch, width in students_of(config.evaluate, config.teacher.arch, config.teacher.width):
         one, images = flop(arch, width, shape.classes, shape.channels, shape.size), config.ipc * shape.classes
-        epochs = config.evaluate.epochs or recipe.passes(images, recipe.batch(shape.classes, config.ipc, arch))
+        epochs = epochs_of(config.evaluate, recipe, arch, shape.classes, images)
         kinds = [(labels, images, epochs) for _ in parts for labels in config.evaluate.labels]
         kinds += [("full", shape.images, recipe.full_epochs)] if config.evaluate.full else []
         for labels, count, passes in kinds * config.evaluate.seeds:

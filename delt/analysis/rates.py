@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,12 @@ from delt.models.zoo import build
 from delt.recipes import recipe_of
 from delt.runtime import machine, peak_memory, reset_peak, resolve, settings, silent
 from delt.stages.evaluate import StudentTask, students_of, train_student
-from delt.stages.rank import rank
+from delt.stages.rank import units_of
 from delt.stages.squeeze import backbones, make_teacher
 from delt.training import accuracy
 
 BUDGET = 2e10  # floating-point operations of a measurement, about half a second of a CPU
 TRIES = 3  # of a measurement that other work on the machine disturbed
-GROUP = 100  # images of a group in what `delt bench` measures
 Student = tuple[str, int | None, str]  # architecture, width, kind of labels; or "full", of the whole real set
 
 
@@ -161,12 +160,12 @@ def _ranked(teacher: Teacher, config: RunConfig, shape: Shape, job: Job) -> floa
 
     def run(times: int) -> None:
         for _ in range(times):
-            rank(teacher, real, replace(own, images=0), config.ipc, job)
+            list(units_of(teacher, real, replace(own, images=0), config.ipc, job))
 
     return _more(run) / (len(real.train) * tries)
 
 
-def _student(teachers: Sequence[Teacher], config: RunConfig, shape: Shape, student: Student, job: Job) -> float:
+def _student(teachers: tuple[Teacher, ...], config: RunConfig, shape: Shape, student: Student, job: Job) -> float:
     arch, width, labels = student
     recipe, whole = recipe_of(config.evaluate.recipe, config.dataset, shape.size, config.ipc), labels == "full"
     batch = recipe.full_batch if whole else recipe.batch(shape.classes, config.ipc, arch)
@@ -174,7 +173,7 @@ def _student(teachers: Sequence[Teacher], config: RunConfig, shape: Shape, stude
     if whole:
         recipe, labels = replace(recipe, mix="none", shuffle=1), "hard"
     images, score = _random(shape, count), Score("plan", recipe.name, labels, arch, 0, 1, 0.0, 0.0)
-    soft = SoftLabels(teachers[0], "", others=tuple(teachers[1:]))
+    soft = SoftLabels(teachers[0], "", others=teachers[1:])
     task = StudentTask(score, recipe, arch, width, min(batch, count), images, _random(shape, 1), soft, job)
     passes = max(2, min(20, 512 // count))  # a few images take many, since a pass of them is short
     return _more(lambda epochs: train_student(replace(task, score=replace(score, epochs=epochs)), silent), more=passes) / count

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from delt.analysis.table import schedule_of
 from delt.artifacts.teacher import Teacher, TeacherCard
 from delt.config import RunConfig
 from delt.data.load import shape_of
 from delt.engine.pack import PackTask
 from delt.engine.step import Step
-from delt.grouping import Group, make_groups, packs
+from delt.grouping import Group, packs
 from delt.job import Job
 from delt.models import zoo
 from delt.models.statistics import patch_side, remember_convolutions
 from delt.runtime import resolve, settings
 from delt.schedule import Schedule
+from delt.stages import recover
 from delt.stages.squeeze import backbones
 
 STEPS = 5  # timed at each size, after one that warms up; their median counts
@@ -78,11 +78,7 @@ class Speed:
 
 def groups_of(config: RunConfig, classes: int) -> list[Group]:
     """The groups that a run of this configuration optimises; none where nothing is optimised."""
-    recover, schedule = config.recover, schedule_of(config)
-    if not schedule.iterations:
-        return []
-    how = (recover.grouping, recover.group_size, recover.group_cut, recover.drop_empty_rounds, recover.group_rounds)
-    return make_groups(classes, schedule, *how)
+    return recover.groups_of(config.recover, classes, config.ipc)
 
 
 def duration(seconds: float) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from delt.config import RunConfig
 from delt.errors import visible
-from delt.schedule import Schedule, plan
+from delt.schedule import Schedule
 
 
 def schedule_of(config: RunConfig) -> Schedule:
     """The schedule of one class of a run."""
-    recover = config.recover
-    return plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
+    return config.recover.schedule(config.ipc)
 
 
 def where_tested(hold_outs: Iterable[float]) -> str:

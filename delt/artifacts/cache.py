@@ -24,15 +24,9 @@ from delt import storage
 from delt.artifacts.scores import Score
 from delt.artifacts.teacher import Teacher
 from delt.errors import DeltError
+from delt.storage import cache_folder
 
 IN_MEMORY = 2**30  # bytes of images beyond which they are kept on the disk
-
-
-def cache_folder() -> Path:
-    """The user's cache: $DELT_CACHE, or `delt` in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("DELT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delt"
 
 
 def settle() -> None:

@@ -442,12 +442,13 @@ class RunFolder:
             raise RunError(f"{self.path} holds {stage} of another configuration ({lines}): choose another --out, or delete the folder")
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: Path | str) -> list[str]:
     """Hash every file of a run again: one line for each problem, and none for a good run.
 
-    Lines begin with the file's name. Control runs inside are verified too. Notebooks are not part of the record.
+    Lines begin with the file's name. Control runs inside are verified too. Notebooks are not part of the record. A folder that
+    is not there, or holds no run, is one that is not finished: `delt.load` tells them apart.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(Path(path))
     try:
         manifest = folder.manifest()
         if manifest is None:

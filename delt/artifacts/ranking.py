@@ -52,7 +52,7 @@ class Ranking:
         rows = torch.nonzero(place >= 0).squeeze(1)
         return first + rows[place[rows].argsort()]
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path | str) -> list[Path]:
         """Write `ranking.parquet` and return its path."""
         names = [self.classes[i] for i in self.class_index.tolist()]
         columns = {name: getattr(self, name).numpy() for name in COLUMNS}
@@ -62,24 +62,26 @@ class Ranking:
             "keep": self.keep,
             "factor": str(self.factor),
         }
-        storage.write_bytes(folder / FILE, table_bytes(table, facts, "zstd"))
-        return [folder / FILE]
+        path = Path(folder) / FILE
+        storage.write_bytes(path, table_bytes(table, facts, "zstd"))
+        return [path]
 
     @staticmethod
-    def load(folder: Path) -> Ranking:
+    def load(folder: Path | str) -> Ranking:
         """Read what `save` wrote.
 
         Raises:
             IntegrityError: the file is missing or damaged.
         """
-        table = read_table(folder / FILE)
+        path = Path(folder) / FILE
+        table = read_table(path)
         try:
             facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
             columns = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in COLUMNS}
-            classes = tuple(storage.parse_json(facts["classes"], folder / FILE))
+            classes = tuple(storage.parse_json(facts["classes"], path))
             return Ranking(classes, facts["keep"], int(facts["factor"]), **columns)
         except Exception as error:  # pyarrow promises no types, and any of them means the same here
-            raise IntegrityError(f"{folder / FILE} is not a ranking: {error}") from error
+            raise IntegrityError(f"{path} is not a ranking: {error}") from error
 
 
 @dataclass

@@ -73,22 +73,24 @@ class Scores:
         """The rows in their JSON form."""
         return [asdict(row) for row in self.rows]
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path | str) -> list[Path]:
         """Write `scores.json` and return its path."""
-        storage.write_sealed(folder / FILE, {"rows": self.as_dicts()})
-        return [folder / FILE]
+        path = Path(folder) / FILE
+        storage.write_sealed(path, {"rows": self.as_dicts()})
+        return [path]
 
     @staticmethod
-    def load(folder: Path) -> Scores:
+    def load(folder: Path | str) -> Scores:
         """Read what `save` wrote.
 
         Raises:
             IntegrityError: the file is missing or damaged.
         """
+        path = Path(folder) / FILE
         try:
-            return Scores([Score(**row) for row in storage.read_sealed(folder / FILE)["rows"]])
+            return Scores([Score(**row) for row in storage.read_sealed(path)["rows"]])
         except (KeyError, TypeError) as error:
-            raise IntegrityError(f"{folder / FILE} holds no scores: {error!r}") from error
+            raise IntegrityError(f"{path} holds no scores: {error!r}") from error
 
 
 def _mean(values: list[float]) -> float:

@@ -45,24 +45,26 @@ class Snapshots:
     sub_batch: Tensor  # int64 [R]
     readings: list[dict[str, Any]]
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path | str) -> list[Path]:
         """Write `snapshots.safetensors` and return its path."""
+        path = Path(folder) / FILE
         tensors = {name: getattr(self, name) for name in ("images", "iterations", "labels", "sub_batch")}
-        storage.write_tensors(folder / FILE, tensors, {"readings": json.dumps(self.readings, sort_keys=True)})
-        return [folder / FILE]
+        storage.write_tensors(path, tensors, {"readings": json.dumps(self.readings, sort_keys=True)})
+        return [path]
 
     @staticmethod
-    def load(folder: Path) -> Snapshots:
+    def load(folder: Path | str) -> Snapshots:
         """Read what `save` wrote.
 
         Raises:
             IntegrityError: the file is missing or damaged.
         """
-        tensors, meta = storage.read_tensors(folder / FILE)
+        path = Path(folder) / FILE
+        tensors, meta = storage.read_tensors(path)
         try:
-            return Snapshots(**tensors, readings=storage.parse_json(meta["readings"], folder / FILE))
+            return Snapshots(**tensors, readings=storage.parse_json(meta["readings"], path))
         except (KeyError, TypeError) as error:
-            raise storage.IntegrityError(f"{folder / FILE} holds no snapshots: {error!r}") from error
+            raise storage.IntegrityError(f"{path} holds no snapshots: {error!r}") from error
 
     def of_class(self, label: int) -> Tensor:
         """uint8 [S,n,C,H,W]: the recorded images of one class, early sub-batches first."""

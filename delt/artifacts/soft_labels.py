@@ -28,9 +28,9 @@ class SoftLabels:
     """Labels for the views of a synthetic set.
 
     Online (`logits` is None) the teacher labels each batch, together with `others` where the recipe asks all. Stored,
-    `logits[e, step]` of pass e are replayed with the views of key ("relabel", seed): no boxes are stored, only float16
-    logits [E, N, K] in the order of the views. They belong to one set, named by `images_sha256` (`set_digest`), seen in
-    batches of `batch` images, mirrored or not (`flip`).
+    `logits[e]` are replayed in pass e with the views of key ("relabel", seed): no boxes are stored, only float16
+    logits [E, N, K], image by image in the order in which pass e shows them. They belong to one set, named by
+    `images_sha256` (`set_digest`), seen in batches of `batch` images, mirrored or not (`flip`).
 
     Raises:
         TeacherError: one of the others was made for other classes or other images than the teacher.
@@ -91,28 +91,30 @@ class SoftLabels:
                 f"the stored labels are those of another set or recipe ({'; '.join(differ)}): relabel it, or set relabel_mode to online"
             )
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path | str) -> list[Path]:
         """Write `soft_labels.safetensors` where labels are stored; return the paths written."""
         if self.logits is None:
             return []
         facts = {"recipe": self.recipe, "seed": str(self.seed), "batch": str(self.batch)}
         facts |= {"images_sha256": self.images_sha256, "flip": FLIP[self.flip]}
-        storage.write_tensors(folder / FILE, {"logits": self.logits}, facts)
-        return [folder / FILE]
+        path = Path(folder) / FILE
+        storage.write_tensors(path, {"logits": self.logits}, facts)
+        return [path]
 
     @staticmethod
-    def load(folder: Path, teacher: Teacher) -> SoftLabels:
+    def load(folder: Path | str, teacher: Teacher) -> SoftLabels:
         """Read what `save` wrote.
 
         Raises:
             IntegrityError: the file is missing or damaged.
         """
-        tensors, facts = storage.read_tensors(folder / FILE)
+        path = Path(folder) / FILE
+        tensors, facts = storage.read_tensors(path)
         try:
             seed, batch, flip = int(facts["seed"]), int(facts["batch"]), bool(FLIP.index(facts["flip"]))
             return SoftLabels(teacher, facts["recipe"], tensors["logits"], seed, batch, facts["images_sha256"], flip)
         except (KeyError, ValueError) as error:
-            raise IntegrityError(f"{folder / FILE} holds no soft labels: {error!r}") from error
+            raise IntegrityError(f"{path} holds no soft labels: {error!r}") from error
 
 
 def consensus(votes: Sequence[Tensor], balanced: bool = False) -> Tensor:

@@ -21,11 +21,11 @@ from delt import storage
 from delt.artifacts import cache
 from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.tables import read_table, table_bytes
+from delt.data.decode import MODES
 from delt.errors import DataError, IntegrityError
 from delt.runtime import cores
 
 PARTIAL = "partial"  # inside a run folder: the set of a synthesis that was stopped
-MODES = {1: "L", 3: "RGB"}  # Pillow's mode by the number of channels
 AT_ONCE = 64  # images that are compressed before the first of them is written
 MAX_SIDE = 4096  # pixels, as the configuration's data_size; a table that declares more is not ours
 
@@ -62,7 +62,7 @@ class SyntheticSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path | str) -> list[Path]:
         """Write `synthetic/CLASS/INDEX.png` and `synthetic.parquet` into a run folder and return their paths.
 
         Equal sets give equal bytes. An older `synthetic/` is replaced as a whole.
@@ -70,7 +70,7 @@ class SyntheticSet:
         Raises:
             StorageError: the disk is full or fails.
         """
-        names = file_names(self.labels, self.classes)
+        folder, names = Path(folder), file_names(self.labels, self.classes)
         digests: list[str] = []
         storage.write_folder(folder / "synthetic", self._pngs(names, digests))
         storage.write_bytes(folder / "synthetic.parquet", self._table(names, digests))
@@ -103,12 +103,13 @@ class SyntheticSet:
         return table_bytes(table, {"delt": storage.json_bytes(facts)})
 
     @classmethod
-    def load(cls, folder: Path) -> SyntheticSet:
+    def load(cls, folder: Path | str) -> SyntheticSet:
         """Read what `save` wrote.
 
         Raises:
             IntegrityError: a file is missing, unreadable or not what the table says; it is named.
         """
+        folder = Path(folder)
         path = folder / "synthetic.parquet"
         table = read_table(path)
         try:

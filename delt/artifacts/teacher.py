@@ -163,16 +163,29 @@ def check_classes(card: TeacherCard, info: DataInfo) -> None:
         TeacherError: naming the first three classes that differ, or the channels or size.
     """
     fix = "load a teacher of this data set, or leave teacher_weights out to train one"
-    if len(card.classes) != len(info.classes):
-        raise TeacherError(f"{_count(len(card.classes), len(info.classes))}; {fix}")
-    pairs = enumerate(zip(info.classes, card.classes, strict=True))
-    differ = [f"class {k} is '{data}' in the data set and '{own}' in the teacher" for k, (data, own) in pairs if data != own]
+    _check_fit(card, info.classes, (info.channels, info.size, info.size), "the data set", fix)
+
+
+def check_set(card: TeacherCard, classes: tuple[str, ...], images: Tensor) -> None:
+    """Refuse a synthetic set, uint8 [N,C,H,W], of other classes, in another class order, or of other images than a teacher's.
+
+    Raises:
+        TeacherError: as `check_classes`.
+    """
+    _check_fit(card, classes, tuple(images.shape[1:]), "the synthetic set", "give the teacher that the set was made with")
+
+
+def _check_fit(card: TeacherCard, classes: tuple[str, ...], shape: tuple[int, ...], what: str, fix: str) -> None:
+    if len(card.classes) != len(classes):
+        raise TeacherError(f"{_count(len(card.classes), len(classes), what)}; {fix}")
+    pairs = enumerate(zip(classes, card.classes, strict=True))
+    differ = [f"class {k} is '{data}' in {what} and '{own}' in the teacher" for k, (data, own) in pairs if data != own]
     if differ:
         more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise TeacherError(f"{', '.join(differ[:3])}{more}; {fix}")
-    if (card.channels, card.size) != (info.channels, info.size):
-        own, data = f"{card.channels} x {card.size} x {card.size}", f"{info.channels} x {info.size} x {info.size}"
-        raise TeacherError(f"the teacher sees images of {own} values, the data set has {data}; {fix}")
+    if (card.channels, card.size, card.size) != shape:
+        own, data = f"{card.channels} x {card.size} x {card.size}", " x ".join(map(str, shape))
+        raise TeacherError(f"the teacher sees images of {own} values, {what} has {data}; {fix}")
 
 
 def load_weights(source: str, arch: str, width: int | None, info: DataInfo) -> nn.Module:
@@ -234,8 +247,8 @@ def _classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], classes:
     return "" if given == classes else f"{_count(given, classes)}; "
 
 
-def _count(teacher: int, data: int) -> str:
-    return f"a teacher for {teacher} classes, the data set has {data}"
+def _count(teacher: int, data: int, what: str = "the data set") -> str:
+    return f"a teacher for {teacher} classes, {what} has {data}"
 
 
 def _shape(tensor: Tensor) -> str:

@@ -21,6 +21,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif"
 OPAQUE = frozenset({".jpg", ".jpeg", ".ppm", ".pgm", ".pbm"})  # names of kinds that have no transparency
 STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6")  # first bytes of FORMATS
 MAX_PIXELS = 100_000_000
+MODES = {1: "L", 3: "RGB"}  # Pillow's mode by the number of channels
 SMALL = 64  # below this many pixels per side the whole image is kept, without a margin to crop off
 
 # Every mode that these formats are opened with, and what becomes of it before it is made grey or RGB. A mode that is not here
@@ -79,7 +80,7 @@ def read(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """Return the whole image upright, 8 bits per channel, as grey (channels 1) or RGB (3); see `decode` for errors."""
     with _opened(path) as image:
         image.load()
-        return plain(_upright(image), "L" if channels == 1 else "RGB")
+        return plain(_upright(image), MODES[channels])
 
 
 def see_through(path: str | os.PathLike[str]) -> bool:

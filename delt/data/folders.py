@@ -116,7 +116,7 @@ def read_part(root: Path, part: Path) -> Part:
     found = _annotated(root, part) if (part / ANNOTATIONS).is_file() else {name: _images(root, part / name) for name in class_folders(part)}
     empty = [name for name, paths in found.items() if not paths]
     if empty:
-        raise DataError(f"no images in {part / empty[0]}{_more(empty)}; add images or remove the folder")
+        raise DataError(f"no images in {part / empty[0]}{and_more(empty)}; add images or remove the folder")
     return found
 
 
@@ -179,10 +179,10 @@ def _check_classes(spec: DatasetSpec, train: Path, classes: tuple[str, ...]) -> 
 def _check_test(train: Path, test: Path, known: tuple[str, ...], tested: tuple[str, ...], all_classes: bool) -> None:
     strange = [name for name in tested if name not in set(known)]
     if strange:
-        raise DataError(f"{test} has a class that {train} lacks: {strange[0]!r}{_more(strange)}; add it there or remove it")
+        raise DataError(f"{test} has a class that {train} lacks: {strange[0]!r}{and_more(strange)}; add it there or remove it")
     untested = [name for name in known if name not in set(tested)]
     if untested and all_classes:
-        raise DataError(f"{test} lacks the class {untested[0]!r}{_more(untested)} of {train}; unpack it again")
+        raise DataError(f"{test} lacks the class {untested[0]!r}{and_more(untested)} of {train}; unpack it again")
 
 
 def _files(part: Part, classes: tuple[str, ...]) -> Files:
@@ -190,7 +190,8 @@ def _files(part: Part, classes: tuple[str, ...]) -> Files:
     return Files(tuple(path for path, _ in rows), tuple(label for _, label in rows))
 
 
-def _more(names: list[str]) -> str:
+def and_more(names: list[str]) -> str:
+    """What follows the first of some names in a message."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 

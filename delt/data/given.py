@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from delt.config import RankConfig
-from delt.data.decode import FORMATS
-from delt.data.folders import Part, read_part
+from delt.data.decode import FORMATS, MODES
+from delt.data.folders import Part, and_more, read_part
 from delt.data.images import DataInfo
 from delt.data.stream import StreamImages, spare_workers
 from delt.errors import ConfigError, DataError
@@ -27,7 +27,6 @@ from delt.runtime import stream
 from delt.storage import sha256_bytes, sha256_file
 
 NUMBERED = re.compile(r"(?:new)?(\d+)(?:_.+)?")
-MODES = {1: "L", 3: "RGB"}
 MARGIN, DRAWS = 20, 20  # points by which another order must be better; guesses that tell how well some order fits by chance
 
 
@@ -148,15 +147,11 @@ def _labels(root: Path, names: list[str], info: DataInfo) -> tuple[dict[str, int
         missing = [str(label) for label in range(len(info.classes)) if label not in numbers.values()]
     else:
         unknown, missing = ([name for name in some if name not in others] for some, others in ((names, by_name), (info.classes, names)))
-    lines = [f"{what} {some[0]!r}{_more(some)}" for what, some in (("unknown", unknown), ("missing", missing)) if some]
+    lines = [f"{what} {some[0]!r}{and_more(some)}" for what, some in (("unknown", unknown), ("missing", missing)) if some]
     raise DataError(
         f"{root} does not hold the {len(info.classes)} classes of {info.name}: {', '.join(lines) or 'a number stands twice'}; "
         f"name its folders as the classes, or 0 to {len(info.classes) - 1} in their order"
     )
-
-
-def _more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 # ---------------------------------------------------------------- class order

@@ -28,6 +28,7 @@ from delt.data.specs import OWN_FOLDER, DatasetSpec, chosen, spec_of
 from delt.data.stream import StreamImages, over_white, spare_workers
 from delt.errors import DataError
 from delt.runtime import seed_of
+from delt.storage import cache_folder, user_cache
 
 HELD_BYTES = 2 * 1024**3  # sets smaller than this live on the device
 DIGITS_TEST = 0.25
@@ -36,8 +37,12 @@ SURVEYED = 100  # images that tell an own folder's channels and size
 Labelled = tuple[Tensor, Tensor]  # uint8 [N,C,H,W], int64 [N]
 
 
-def open_set(name: str, config: DataConfig, device: torch.device) -> RealSet:
+def open_set(name: str, config: DataConfig | None = None, device: torch.device | str = "cpu") -> RealSet:
     """Return the real data set of this name (see `delt.data.specs.DATASETS`; or `folder:PATH`).
+
+    Args:
+        config: where it lies, and what of it; without one the whole set as it is.
+        device: where sets under 2 GiB are held, and larger ones are sent batch by batch.
 
     Raises:
         ConfigError: no such data set, or a class that it does not have.
@@ -45,7 +50,7 @@ def open_set(name: str, config: DataConfig, device: torch.device) -> RealSet:
     """
     spec = spec_of(name)
     opener = {"digits": open_digits, "torchvision": open_torchvision, "folder": open_folder}[spec.source]
-    return opener(spec, config, device)
+    return opener(spec, config or DataConfig(), torch.device(device))
 
 
 # ---------------------------------------------------------------- the sources
@@ -220,10 +225,8 @@ def require_files(name: str, config: DataConfig) -> None:
 
 
 def decoded_folder() -> Path:
-    """Where decoded images of large sets are kept: in $DELT_CACHE, or the user's cache."""
-    if own := os.environ.get("DELT_CACHE"):
-        return Path(own) / "decoded"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delt" / "decoded"
+    """Where decoded images of large sets are kept."""
+    return cache_folder() / "decoded"
 
 
 def data_root(spec: DatasetSpec, config: DataConfig) -> Path:
@@ -239,8 +242,7 @@ def data_root(spec: DatasetSpec, config: DataConfig) -> Path:
         inside = spec.source == "torchvision" and root.name in spec.folders  # the folder itself was named
         return root.parent if inside else root
     if spec.source == "torchvision" and config.download:
-        cache = os.environ.get("XDG_CACHE_HOME")
-        return (Path(cache) if cache else Path.home() / ".cache") / "delt" / "data"
+        return user_cache() / "data"
     holds = f" that holds {spec.folders[0]}/" if spec.folders else ""
     raise DataError(f"{spec.name} needs --data-root FOLDER{holds}; get it from {spec.hint}")
 

@@ -26,8 +26,7 @@ class Dials:
     @staticmethod
     def of(config: RunConfig) -> Dials:
         """The dials of a run's configuration, whose schedule follows from what it does not say."""
-        recover = config.recover
-        schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
+        schedule = config.recover.schedule(config.ipc)
         return Dials(schedule.iterations, schedule.round_iterations, schedule.sub_batches, schedule.ipc)
 
     @property

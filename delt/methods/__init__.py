@@ -15,7 +15,7 @@ from delt.data.specs import DatasetSpec, chosen, short_name, spec_of
 from delt.errors import ConfigError, unknown
 from delt.models.zoo import named, own_width
 from delt.recipes import RECIPES, recipe_of
-from delt.schedule import Schedule, plan
+from delt.schedule import plan
 
 Flat = dict[str, Any]
 SELECTORS = {"dataset": "digits", "method": "delt", "preset": "paper", "fidelity": "fixed"}  # what the rest starts from
@@ -301,10 +301,10 @@ def completed(config: RunConfig) -> RunConfig:
                 f"{name} is {flat[name]!r}, and method {config.method} means {means[name]!r}: leave it out or choose another method"
             )
     recover = config.recover
-    schedule = plan(recover.iterations, config.ipc, recover.round_iterations, recover.sub_batches)
+    schedule = recover.schedule(config.ipc)
     if recover.iterations:
         recover = replace(recover, round_iterations=schedule.round_iterations, sub_batches=schedule.sub_batches)
-    if misfit := next(_misfits(config, schedule), None):
+    if misfit := next(_misfits(config), None):
         raise ConfigError(misfit)
     recipe = _own_recipe(config.method) if config.evaluate.recipe == OWN else config.evaluate.recipe
     recipe_of(recipe)
@@ -312,7 +312,7 @@ def completed(config: RunConfig) -> RunConfig:
     return replace(config, recover=replace(recover, flip=flip), evaluate=replace(config.evaluate, recipe=recipe))
 
 
-def _misfits(config: RunConfig, schedule: Schedule) -> Iterator[str]:
+def _misfits(config: RunConfig) -> Iterator[str]:
     """What in these settings has no meaning together, and what to do about it."""
     rank, recover = config.rank, config.recover
     if rank.folder and rank.keep != "given":

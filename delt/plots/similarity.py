@@ -38,16 +38,7 @@ LETTER = 0.075  # inches of a title
 LEVEL = 30  # letters of all names that fit side by side
 ANNOTATED = 6  # images of a class whose pairs have room for a number each
 # Of sub-batches, early ones first; the same as the explorer's.
-MARKERS: tuple[Any, ...] = (
-    "o",
-    "s",
-    "^",
-    "D",
-    "v",
-    (5, 1, 0),
-    (4, 1, 0),
-    (6, 1, 0),
-)  # of sub-batches, early ones first; the same as the explorer's
+MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", (5, 1, 0), (4, 1, 0), (6, 1, 0))
 COSINE = "Mean cosine of pairs"
 Points = np.ndarray  # float [N,2]
 

@@ -21,7 +21,7 @@ from delt import storage
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import SoftLabels
 from delt.artifacts.synthetic import SyntheticSet
-from delt.artifacts.teacher import TeacherCard
+from delt.artifacts.teacher import TeacherCard, check_set
 from delt.config import EvaluateConfig, RunConfig, RuntimeConfig
 from delt.data.images import Images, RealSet, TensorImages
 from delt.data.views import Batch, Views
@@ -85,6 +85,7 @@ def evaluate(
         known: rows that exist already and are not computed again.
 
     Raises:
+        TeacherError: the set is not of the teacher's classes and images.
         ConfigError: an unknown recipe or architecture, or stored labels that were made for another recipe or set.
     """
     job = job or Job()
@@ -97,6 +98,7 @@ def student_tasks(
 ) -> list[StudentTask]:
     """The students that `evaluate` trains, as values: several sets' students can share the workers."""
     card, ipc = soft.teacher.card, len(synthetic) // len(synthetic.classes)
+    check_set(card, synthetic.classes, synthetic.images)
     recipe = recipe_of(config.recipe, card.dataset, card.size, ipc)
     if not synthetic.complete:
         warnings.warn(f"the synthesis of set {name!r} was stopped before its end: its students train on unfinished images", stacklevel=3)
@@ -108,11 +110,10 @@ def student_tasks(
     tasks = []
     for arch, width in students_of(config, card.arch, card.width):
         batch = recipe.batch(len(synthetic.classes), ipc, arch)
+        epochs = epochs_of(config, recipe, arch, len(synthetic.classes), len(images))
         for labels in config.labels:
             for seed in range(job.seed, job.seed + config.seeds):
-                score = Score(
-                    name, recipe.name, labels, shown(arch, width), seed, config.epochs or recipe.passes(len(images), batch), 0.0, 0.0
-                )
+                score = Score(name, recipe.name, labels, shown(arch, width), seed, epochs, 0.0, 0.0)
                 tasks.append(StudentTask(score, recipe, arch, width, batch, images, test, soft, job))
     return tasks
 
@@ -409,12 +410,16 @@ def students_of(config: EvaluateConfig, arch: str, width: int | None) -> list[tu
     return list(found.values())
 
 
+def epochs_of(config: EvaluateConfig, recipe: Recipe, arch: str, classes: int, images: int) -> int:
+    """Passes of a student of this architecture over a synthetic set of so many images: as configured, or the recipe's."""
+    return config.epochs or recipe.passes(images, recipe.batch(classes, images // classes, arch))
+
+
 def first_student(config: RunConfig, card: TeacherCard) -> tuple[str, int]:
     """Name and number of passes of the first student that a run's configuration asks for, on its synthetic set."""
     (arch, width), *_ = students_of(config.evaluate, card.arch, card.width)
-    recipe = recipe_of(config.evaluate.recipe, card.dataset, card.size, config.ipc)
-    batch = recipe.batch(len(card.classes), config.ipc, arch)
-    return shown(arch, width), config.evaluate.epochs or recipe.passes(len(card.classes) * config.ipc, batch)
+    recipe, classes = recipe_of(config.evaluate.recipe, card.dataset, card.size, config.ipc), len(card.classes)
+    return shown(arch, width), epochs_of(config.evaluate, recipe, arch, classes, classes * config.ipc)
 
 
 def require_one_batch(recipe: Recipe, students: Sequence[tuple[str, int | None]], classes: int, ipc: int) -> None:

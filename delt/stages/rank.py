@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from delt.artifacts.ranking import COLUMNS, Member, Patches, Ranking
-from delt.artifacts.teacher import Teacher
+from delt.artifacts.teacher import Teacher, check_classes
 from delt.config import RankConfig
 from delt.coresets import herding, k_means
 from delt.data.augment import draw_boxes, resizer, warp
@@ -41,10 +41,12 @@ def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job
             starting image is a collage of f x f patches (RDED, arXiv 2312.03526). `given` takes the images of `folder`.
 
     Raises:
+        TeacherError: the teacher was made for other classes, another class order or other images.
         DataError: a class has fewer candidates than are needed; images from elsewhere are not those of this data set.
     """
     job = job or Job()
     info = real.info
+    check_classes(teacher.card, info)
     if config.keep == "noise":
         return Patches(ipc, None, ["noise"] * (ipc * len(info.classes)))
     if config.keep == "given":

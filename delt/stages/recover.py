@@ -39,7 +39,7 @@ from delt.grouping import Group, make_groups, packs
 from delt.job import Job
 from delt.models.zoo import require_side
 from delt.runtime import Emit, device_of, resolve, settings
-from delt.schedule import Schedule, plan
+from delt.schedule import Schedule
 from delt.signals import heeded
 
 RECORD_BYTES = 64 * 2**20  # of snapshots, where the configuration does not say how many classes
@@ -67,7 +67,7 @@ def recover(
     """
     job, teachers = job or Job(), (teacher, *others)
     tasks = packs_of(teachers, patches.ipc, config, job)
-    schedule = _schedule(config, patches.ipc)
+    schedule = config.schedule(patches.ipc)
     if not tasks:
         return _collect(teacher, patches, schedule, {}, _starting_pixels(teacher, patches, job.seed), job.seed)
     images, units = cache.pixels(_shape(teacher, patches.ipc)), []
@@ -88,22 +88,20 @@ def packs_of(teachers: tuple[Teacher, ...], ipc: int, config: RecoverConfig, job
     """
     teacher = teachers[0]
     config = replace(config, flip=teacher.card.flip if config.flip is None else config.flip)
-    schedule = _schedule(config, ipc)
-    if not schedule.iterations:
+    groups = groups_of(config, len(teacher.card.classes), ipc)
+    if not groups:
         return []
     if config.match == "bn+conv" and not all(one.convolutions for one in teachers):
         raise ConfigError("recover_match is bn+conv, but a teacher remembers no convolutions: call squeeze.remember(teacher, real)")
     if config.stages > 1:
         for one in teachers:
             require_side(one.model, one.card.arch, one.card.channels, small_side(one.card.size, config))
-    how = (config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds, config.group_rounds)
-    groups = make_groups(len(teacher.card.classes), schedule, *how)
     runtime = fitted(resolve(job.runtime), teacher, groups)
     local = Job(job.seed, runtime, job.work, watch=job.watch)  # the pool and the listener stay with this process
-    marks = record_iterations(config, schedule.iterations, min(group.schedule.iterations for group in groups))
+    marks = record_iterations(config, config.iterations, min(group.schedule.iterations for group in groups))
     classes = recorded_classes(config, teacher, ipc * (len(marks) + 1))
     return [
-        PackTask(teachers, pack, None, config, classes, marks, schedule.iterations, local) for pack in packs(groups, runtime.packing or 1)
+        PackTask(teachers, pack, None, config, classes, marks, config.iterations, local) for pack in packs(groups, runtime.packing or 1)
     ]
 
 
@@ -121,8 +119,13 @@ def units_of(tasks: Sequence[PackTask], patches: Patches, job: Job) -> Iterator[
         yield from replace(job, emit=emit).each(recover_pack, tasks, ready, lambda task: task.image_iterations)
 
 
-def _schedule(config: RecoverConfig, ipc: int) -> Schedule:
-    return plan(config.iterations, ipc, config.round_iterations, config.sub_batches)
+def groups_of(config: RecoverConfig, classes: int, ipc: int) -> list[Group]:
+    """The groups that are optimised of `classes` classes with `ipc` images each; none where nothing is."""
+    schedule = config.schedule(ipc)
+    if not schedule.iterations:
+        return []
+    how = (config.grouping, config.group_size, config.group_cut, config.drop_empty_rounds, config.group_rounds)
+    return make_groups(classes, schedule, *how)
 
 
 def recorded_classes(config: RecoverConfig, teacher: Teacher, images: int) -> frozenset[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from delt.artifacts.soft_labels import SoftLabels, set_digest
 from delt.artifacts.synthetic import SyntheticSet
-from delt.artifacts.teacher import Teacher
+from delt.artifacts.teacher import Teacher, check_set
 from delt.config import RelabelConfig
 from delt.data.images import TensorImages
 from delt.data.views import Views
@@ -34,8 +34,15 @@ def relabel(
 
     Args:
         others: further backbones, which label, too, where the recipe asks all.
+
+    Raises:
+        TeacherError: the set is not of the teacher's classes and images.
+        ConfigError: an unknown recipe.
+        DeltError: a stored label is not finite, or too large for 16 bits.
     """
     job = job or Job()
+    check_set(teacher.card, synthetic.classes, synthetic.images)
+    recipe_of(recipe)
     if config.mode == "online":
         return SoftLabels(teacher, recipe, others=others)
     passes = torch.stack(list(units_of(teacher, synthetic, config, job, recipe, others)))
