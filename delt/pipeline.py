@@ -56,6 +56,7 @@ from delt.stages.rank import rank, render
 from delt.stages.recover import recover
 from delt.stages.relabel import relabel
 from delt.stages.squeeze import backbones, check_strength, make_teacher
+from delt.typed import typed
 from delt.world import World, joined
 
 MARGIN = 2**20  # bytes of the disk that a run leaves free
@@ -64,6 +65,7 @@ SHARED = ("rank", "recover", "relabel")  # stages whose whole work is done by al
 Keys = dict[str, Any]  # what a stage's result depends on
 
 
+@typed
 def run(config: RunConfig, out: Path | str, *, until: str = "evaluate", listener: Emit | None = None, watch: bool = False) -> Run:
     """Do what is missing of a run, up to and including a stage, and return the folder opened for reading.
 

@@ -23,6 +23,7 @@ from delt.artifacts.teacher import Teacher
 from delt.config import RunConfig, unflatten
 from delt.errors import IntegrityError, RunError, unknown, visible
 from delt.methods import CONTROLS
+from delt.typed import typed
 
 LARGEST = 4 * 1024**2  # bytes of a config.json, in which classes may be listed; a usual one has 5,000
 ORDER = ("squeeze", "rank", "recover", "relabel", "evaluate", "diversity")
@@ -130,6 +131,7 @@ class Run:
         return folder.path / names[0]
 
 
+@typed
 def load(folder: Path | str) -> Run:
     """Open a run folder.
 

@@ -11,9 +11,9 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 
 from delt.errors import ConfigError
+from delt.typed import typed
 
 DEFAULT_SUB_BATCHES = 8
 
@@ -96,6 +96,7 @@ def split(ipc: int, sub_batches: int) -> tuple[int, ...]:
     return tuple(base + (k < extra) for k in range(sub_batches))
 
 
+@typed
 def plan(iterations: int, ipc: int, round_iterations: int | None = None, sub_batches: int | None = None) -> Schedule:
     """Fill in and check MI, RI and M.
 
@@ -105,11 +106,6 @@ def plan(iterations: int, ipc: int, round_iterations: int | None = None, sub_bat
     Raises:
         ConfigError: a number is not whole or too small, M is larger than ipc, or the last sub-batch would join at or after the end.
     """
-    optional = {"round_iterations": round_iterations, "sub_batches": sub_batches}
-    given = {"iterations": iterations, "ipc": ipc} | {name: value for name, value in optional.items() if value is not None}
-    for name, value in given.items():
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r}; allowed is a whole number")
     if ipc < 1:
         raise ConfigError(f"ipc is {ipc}; at least one image per class is needed")
     if iterations < 0:

@@ -16,6 +16,7 @@ from delt.analysis.compare import (
     Protocol,
     as_reported,
     caveats,
+    differences,
     differences_to,
     entries,
     label_robust_score,
@@ -172,6 +173,13 @@ def test_the_usual_protocol_is_that_of_most():
     rare = replace(own, protocol=HOW._replace(epochs=20))
     assert usual([rare, own, random, full, full, full]) == HOW
     assert usual([rare, own]) == rare.protocol and usual([full, *unfinished()]) is None
+
+
+def test_differences_leave_out_where_and_how_a_run_was_computed():
+    configs = {"a": configure("digits", preset="demo", device="cpu"), "b": configure("digits", preset="demo", ipc=2, threads=2)}
+    found = differences(configs)
+    assert found["ipc"] == {"a": 5, "b": 2} and "threads" not in found and "device" not in found and "seed" not in found
+    assert differences({}) == differences({"a": configs["a"]}) == {}
 
 
 def test_the_table_lines_up():

@@ -234,12 +234,12 @@ def test_a_recording_reads_and_writes_the_same_tensors_throughout_a_round(name: 
     assert len(replay.keys) == 3  # one per round
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_step_is_the_plain_one(precision: str) -> None:
+@pytest.mark.parametrize(("precision", "arch"), [("fp32", "resnet18"), ("bf16", "convnet3")])
+def test_a_compiled_step_is_the_plain_one(precision: str, arch: str) -> None:
     """With one program for all rounds."""
     found = []
     for compile_ in ("off", "on"):
-        task = task_of(runtime={"precision": precision, "compile": compile_})
+        task = replace(task_of(runtime={"precision": precision, "compile": compile_}), teachers=(teacher_of(arch),))
         task.teacher.model.float()
         step = Step(task, torch.device("cpu"))
         state, gradients = step.begin(), []

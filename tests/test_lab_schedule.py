@@ -124,12 +124,17 @@ def test_one_run_at_a_time(explorer: ScheduleExplorer) -> None:
     explorer.turn("iterations", 2000)
     panel = explorer.run()
     wait(lambda: panel.live.frame)
-    times = []
-    for value in range(1, 41):
-        begun = time.perf_counter()
-        explorer.sliders["round_iterations"].value = value
-        times.append(time.perf_counter() - begun)
-    assert sorted(times)[-3] < 0.2, "sliders stay live while it computes"
+
+    def slowest() -> float:
+        """Seconds that a slider takes to answer: of forty moves the third slowest."""
+        times = []
+        for value in range(1, 41):
+            begun = time.perf_counter()
+            explorer.sliders["round_iterations"].value = value
+            times.append(time.perf_counter() - begun)
+        return sorted(times)[-3]
+
+    assert any(slowest() < 0.2 for _ in range(3)), "sliders stay live while it computes"  # other work can only hide it
     explorer.turn("round_iterations", 20)
     assert explorer.running and explorer.run_button.disabled and "under way" in explorer.run_button.tooltip
     assert explorer.run() is panel

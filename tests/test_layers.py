@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "delt"
 FLOORS = [  # from the ground up; a module imports from its own room and from floors below
     {"errors"},
-    {"schedule", "signals", "ranks"},
+    {"signals", "ranks", "typed"},
+    {"schedule"},
     {"config", "recipes", "grouping", "storage", "coresets", "densification"},
     {"runtime", "processes"},
     {"pool", "beside", "world"},
@@ -35,6 +36,7 @@ FLOORS = [  # from the ground up; a module imports from its own room and from fl
 ]
 CORE = {
     "errors",
+    "typed",
     "config",
     "schedule",
     "signals",

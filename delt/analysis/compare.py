@@ -15,12 +15,15 @@ from delt.analysis.published import Published, distinct, published
 from delt.analysis.table import aligned, schedule_of, where_tested
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
-from delt.config import RunConfig
+from delt.config import RunConfig, flatten
 from delt.errors import DataError
 from delt.recipes import RECIPES, Recipe, recipe_of
 
 SYNTHESIS = ("rank", "recover", "relabel")  # the stages that make a set; the teacher is shared, and often comes from the cache
 FULL = "full"  # the set of all real images
+# Settings without a say: the fingerprint says which images there were.
+SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "data_on_bad_image", "preset"}
+SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "recover_record_count", "recover_record_iterations"}
 STAGES = ("squeeze", *SYNTHESIS, "evaluate")
 NAMES = ("run", "set", "ipc")
 QUALITY = (*NAMES, "recipe", "student", "epochs", "soft labels", "hard labels", "best*", "n", "LRS", "cosine", "published", "off")
@@ -223,6 +226,14 @@ def caveats(found: Sequence[Entry]) -> list[str]:
     if len(machines) > 1:
         lines.append(f"seconds are of different machines ({'; '.join(machines)}): compare image-iterations")
     return lines
+
+
+def differences(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
+    """Setting -> run -> its value, of the settings that differ between runs and have a say in what a set is worth."""
+    flats = {run: flatten(config) for run, config in configs.items()}
+    names = next(iter(flats.values()), {})
+    values = {name: {run: flat[name] for run, flat in flats.items()} for name in names if name not in SILENT}
+    return {name: by_run for name, by_run in values.items() if len(set(map(repr, by_run.values()))) > 1}
 
 
 def differences_to(found: Sequence[Entry], reference: str) -> list[str]:

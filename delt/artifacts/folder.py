@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from delt import storage
 from delt.errors import DeltError, IntegrityError, RunError
+from delt.typed import typed
 
 FORMAT = 1
 LOOSE = ("config.json", "metrics.jsonl", "skipped.json")  # files of the run as a whole, hashed when it finishes
@@ -442,6 +443,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds {stage} of another configuration ({lines}): choose another --out, or delete the folder")
 
 
+@typed
 def verify(path: Path | str) -> list[str]:
     """Hash every file of a run again: one line for each problem, and none for a good run.
 

@@ -29,6 +29,7 @@ from delt.data.stream import StreamImages, over_white, spare_workers
 from delt.errors import DataError
 from delt.runtime import seed_of
 from delt.storage import cache_folder, user_cache
+from delt.typed import typed
 
 HELD_BYTES = 2 * 1024**3  # sets smaller than this live on the device
 DIGITS_TEST = 0.25
@@ -37,6 +38,7 @@ SURVEYED = 100  # images that tell an own folder's channels and size
 Labelled = tuple[Tensor, Tensor]  # uint8 [N,C,H,W], int64 [N]
 
 
+@typed
 def open_set(name: str, config: DataConfig | None = None, device: torch.device | str = "cpu") -> RealSet:
     """Return the real data set of this name (see `delt.data.specs.DATASETS`; or `folder:PATH`).
 

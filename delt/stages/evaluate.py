@@ -47,6 +47,7 @@ from delt.runtime import (
 from delt.storage import Slots
 from delt.team import Team
 from delt.training import Given, accuracy, adamw, draws, fit, sgd
+from delt.typed import typed
 
 BESIDE = 6  # students that a GPU trains side by side, where images are small; more gave no more steps per second (benchmarks/LOG.md)
 ROOM = 3 * 2**30  # bytes of free memory of a GPU for each of them
@@ -68,6 +69,7 @@ class StudentTask:
     job: Job
 
 
+@typed
 def evaluate(
     synthetic: SyntheticSet,
     soft: SoftLabels,

@@ -22,9 +22,10 @@ from delt.data.augment import draw_boxes, resizer, warp
 from delt.data.given import check_order, list_given
 from delt.data.images import RealSet, normalise
 from delt.data.stream import CHUNK
-from delt.errors import DataError, DeltError
+from delt.errors import ConfigError, DataError, DeltError
 from delt.job import Job
 from delt.runtime import Emit, seed_of, settings, stream
+from delt.typed import typed
 
 BATCH = 256  # images scored at once
 PIXELS = 2**24  # or as many as have so many pixels, on a GPU
@@ -33,6 +34,7 @@ BLOCK = 1024  # images of the classes that are one unit of work
 CORESETS = ("herding", "kmeans")  # orders that go by features
 
 
+@typed
 def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job: Job | None = None) -> Patches:
     """Choose `ipc` starting images per class.
 
@@ -41,9 +43,12 @@ def rank(teacher: Teacher, real: RealSet, config: RankConfig, ipc: int = 10, job
             starting image is a collage of f x f patches (RDED, arXiv 2312.03526). `given` takes the images of `folder`.
 
     Raises:
+        ConfigError: no images are asked for.
         TeacherError: the teacher was made for other classes, another class order or other images.
         DataError: a class has fewer candidates than are needed; images from elsewhere are not those of this data set.
     """
+    if ipc < 1:
+        raise ConfigError(f"ipc is {ipc}; at least one image per class is needed")
     job = job or Job()
     info = real.info
     check_classes(teacher.card, info)

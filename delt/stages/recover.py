@@ -34,17 +34,19 @@ from delt.engine.memory import fitted
 from delt.engine.pack import PackTask, Unit
 from delt.engine.pixels import noise, small_side
 from delt.engine.step import State, Step
-from delt.errors import ConfigError, Stopped, unknown
+from delt.errors import ConfigError, DataError, Stopped, unknown
 from delt.grouping import Group, make_groups, packs
 from delt.job import Job
 from delt.models.zoo import require_side
 from delt.runtime import Emit, device_of, resolve, settings
 from delt.schedule import Schedule
 from delt.signals import heeded
+from delt.typed import typed
 
 RECORD_BYTES = 64 * 2**20  # of snapshots, where the configuration does not say how many classes
 
 
+@typed
 def recover(
     teacher: Teacher, patches: Patches, config: RecoverConfig, job: Job | None = None, others: Sequence[Teacher] = ()
 ) -> SyntheticSet:
@@ -63,9 +65,11 @@ def recover(
     Raises:
         ConfigError: the schedule does not fit (`delt.schedule.plan`), or convolutions are to be matched that no teacher
             remembers (`delt.stages.squeeze.remember`).
+        DataError: there are more or fewer starting images than the teacher's classes ask for, or they are of another size.
         DeltError: a loss is not finite; names group and iteration.
     """
     job, teachers = job or Job(), (teacher, *others)
+    _check_start(teacher, patches)
     tasks = packs_of(teachers, patches.ipc, config, job)
     schedule = config.schedule(patches.ipc)
     if not tasks:
@@ -78,6 +82,15 @@ def recover(
     synthetic = _collect(teacher, patches, schedule, done, images, job.seed)
     complete = all(end == group.schedule.iterations for group, end in done.items())
     return replace(synthetic, complete=complete, snapshots=_snapshots(tasks, units, schedule))
+
+
+def _check_start(teacher: Teacher, patches: Patches) -> None:
+    """Refuse starting images of other classes or another size than the teacher's."""
+    here, classes, shape = len(patches.sources), len(teacher.card.classes), _shape(teacher, patches.ipc)
+    if here != shape[0]:
+        raise DataError(f"there are {here} starting images; {patches.ipc} for each of the teacher's {classes} classes are needed")
+    if patches.pixels is not None and patches.pixels.shape != shape:
+        raise DataError(f"the starting images are {list(patches.pixels.shape)}, the teacher's {list(shape)}: rank them with this teacher")
 
 
 def packs_of(teachers: tuple[Teacher, ...], ipc: int, config: RecoverConfig, job: Job) -> list[PackTask]:

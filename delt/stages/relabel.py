@@ -18,8 +18,10 @@ from delt.errors import DeltError
 from delt.job import Job
 from delt.recipes import Recipe, recipe_of
 from delt.runtime import Emit, settings
+from delt.typed import typed
 
 
+@typed
 def relabel(
     teacher: Teacher,
     synthetic: SyntheticSet,

@@ -25,10 +25,12 @@ from delt.schedule import cosine
 from delt.storage import Slots
 from delt.team import Team
 from delt.training import Given, accuracy, fit, sgd
+from delt.typed import typed
 
 SMALLEST = 0.08  # area share of a crop of a large image
 
 
+@typed
 def squeeze(real: RealSet, config: TeacherConfig, job: Job | None = None) -> Teacher:
     """Return a teacher for a data set: trained as configured, or loaded from `config.weights`.
 
