@@ -20,6 +20,7 @@ from typing import Any
 from delt.errors import ConfigError, unknown
 from delt.schedule import Schedule, plan
 
+STAGES = ("squeeze", "rank", "recover", "relabel", "evaluate")  # of a run, in their order
 MOST_INT = 2**63
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and bytes of a path that are no text
 UNPREFIXED = {"iterations", "round_iterations", "sub_batches"}  # of RecoverConfig: the dials everyone turns

@@ -56,11 +56,11 @@ def flag(name: str, kind: Any, help: str, metavar: str, default: str = "", posit
     return name, place[Annotated[kind, note]] if positional else place[kind, note], field(default=False if shown is None else None)
 
 
-def settings(name: str = "Settings", *more: tuple[str, Any, Any]) -> type:
+def settings(name: str = "Settings", *more: tuple[str, Any, Any], out: str = "runs/DATASET-METHOD-ipcN-seedN") -> type:
     """A flat dataclass with every field of RunConfig; None means not given."""
     flags: list[Any] = [
         flag("dataset", str | None, "Data set (`delt datasets` lists them) or folder:PATH.", "DATASET", positional=True),
-        flag("out", Path | None, "Run folder; one that was stopped goes on.", "FOLDER", "(default: runs/DATASET-METHOD-ipcN-seedN)"),
+        flag("out", Path | None, "Run folder; one that was stopped goes on.", "FOLDER", f"(default: {out})"),
         flag("config", Path | None, "Replay a run's config.json; flags given beside it win.", "FILE"),
     ]
     return make_dataclass(name, [*flags, *more, *field_flags("dataset")], frozen=True)
@@ -86,6 +86,7 @@ ImageSettings: Any = settings(
     "ImageSettings",
     flag("images", Path | None, "Distilled images from elsewhere, FOLDER/CLASS/*: short for --method given.", "FOLDER"),
     flag("images_of", str | None, "Data set of the images.", "DATASET"),
+    out="runs/DATASET-METHOD-ipcN-seedN, with --images runs/DATASET-given-FOLDER-seedN",
 )
 PlanSettings: Any = settings(
     "PlanSettings",

@@ -34,7 +34,7 @@ from delt.artifacts.scores import Score, Scores
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
 from delt.checks import check_images, check_names, check_stages
-from delt.config import RunConfig, TeacherConfig, flatten
+from delt.config import STAGES, RunConfig, TeacherConfig, flatten
 from delt.data.given import list_given
 from delt.data.images import RealSet
 from delt.data.load import open_set
@@ -60,7 +60,6 @@ from delt.typed import typed
 from delt.world import World, joined
 
 MARGIN = 2**20  # bytes of the disk that a run leaves free
-STAGES = ("squeeze", "rank", "recover", "relabel", "evaluate")
 SHARED = ("rank", "recover", "relabel")  # stages whose whole work is done by all ranks
 Keys = dict[str, Any]  # what a stage's result depends on
 

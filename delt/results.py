@@ -20,13 +20,13 @@ from delt.artifacts.snapshots import FILE as SNAPSHOTS
 from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
 from delt.artifacts.teacher import Teacher
-from delt.config import RunConfig, unflatten
+from delt.config import STAGES, RunConfig, unflatten
 from delt.errors import IntegrityError, RunError, unknown, visible
 from delt.methods import CONTROLS
 from delt.typed import typed
 
 LARGEST = 4 * 1024**2  # bytes of a config.json, in which classes may be listed; a usual one has 5,000
-ORDER = ("squeeze", "rank", "recover", "relabel", "evaluate", "diversity")
+ORDER = (*STAGES, "diversity")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from delt.analysis.published import Published, distinct, published
 from delt.analysis.table import aligned, schedule_of, where_tested
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
-from delt.config import RunConfig, flatten
+from delt.config import STAGES, RunConfig, flatten
 from delt.errors import DataError
 from delt.recipes import RECIPES, Recipe, recipe_of
 
@@ -24,7 +24,6 @@ FULL = "full"  # the set of all real images
 # Settings without a say: the fingerprint says which images there were.
 SILENT = {"device", "workers", "threads", "checkpoint_seconds", "data_root", "data_download", "data_on_bad_image", "preset"}
 SILENT |= {"evaluate_controls", "evaluate_full", "recover_record_classes", "recover_record_count", "recover_record_iterations"}
-STAGES = ("squeeze", *SYNTHESIS, "evaluate")
 NAMES = ("run", "set", "ipc")
 QUALITY = (*NAMES, "recipe", "student", "epochs", "soft labels", "hard labels", "best*", "n", "LRS", "cosine", "published", "off")
 COST = (*NAMES, "img-it", "saved", *STAGES)

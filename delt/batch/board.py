@@ -11,8 +11,8 @@ from typing import Any
 from delt.batch.notebook import RUN
 from delt.batch.points import Point, Sweep, named
 from delt.batch.report import NOTE, headline, noted
+from delt.config import STAGES
 from delt.errors import visible
-from delt.pipeline import STAGES
 from delt.storage import write_json
 
 NAMED = 3  # running points that have room behind the bar

@@ -31,6 +31,7 @@ from delt.plots.style import (
     note,
     of_all,
     picture,
+    scattered,
     set_styles,
     shown_labels,
     spread_marks,
@@ -159,7 +160,9 @@ def _class_clouds(ax: Axes, values: Mapping[str, Mapping[str, float]]) -> None:
     styles = set_styles(values)
     for y, (name, of_set) in enumerate(values.items()):
         x = list(_by_class(of_set).values())
-        ax.scatter(x, y + _scattered(len(x)), s=9, facecolors=fill(styles[name]), edgecolors=styles[name].colour, linewidths=0.6, alpha=0.6)
+        ax.scatter(
+            x, y + 0.6 * scattered(len(x)), s=9, facecolors=fill(styles[name]), edgecolors=styles[name].colour, linewidths=0.6, alpha=0.6
+        )
         if x:
             ax.plot([of_set["mean"]] * 2, [y - 0.4, y + 0.4], color=INK, linewidth=1.6)
             ax.annotate(
@@ -211,15 +214,9 @@ def _patches(ax: Axes, y: int, score: Tensor, kept: Tensor) -> None:
     """The candidates of a class as a band of dots; those that are kept stand out."""
     known = score.isfinite()
     x = score.double().clamp(EDGE, 1 - EDGE).numpy()
-    height = y + _scattered(len(x))
+    height = y + 0.6 * scattered(len(x))
     for mask, colour, size, alpha in ((known & ~kept, GREY, 7, 0.45), (known & kept, SETS["delt"].colour, 14, 1.0)):
         ax.scatter(x[mask.numpy()], height[mask.numpy()], s=size, c=colour, alpha=alpha, linewidths=0, clip_on=False)
-
-
-def _scattered(count: int) -> np.ndarray:
-    """Heights in a row, -0.3 .. 0.3, for dots that would hide each other; the golden ratio sets neighbours apart."""
-    heights: np.ndarray = 0.6 * (np.arange(count) * 0.618034 % 1 - 0.5)
-    return heights
 
 
 def _percent_axis(ax: Axes) -> None:

@@ -27,6 +27,7 @@ from delt.plots.style import (
     many,
     note,
     picture,
+    scattered,
     set_styles,
     shown_labels,
     styled,
@@ -213,8 +214,8 @@ def _clouds(ax: Axes, x: np.ndarray, y: np.ndarray, style: SetStyle, width: floa
         values = y[(x == place) & np.isfinite(y)]
         if not len(values):
             continue
-        spread = width * 2 * (np.arange(len(values)) * 0.618034 % 1 - 0.5)
-        ax.scatter(place + spread, values, s=8, color=fill(style), edgecolors=style.colour, linewidths=0.4, alpha=0.35, zorder=2)
+        beside = place + 2 * width * scattered(len(values))
+        ax.scatter(beside, values, s=8, color=fill(style), edgecolors=style.colour, linewidths=0.4, alpha=0.35, zorder=2)
         std = values.std(ddof=1) if len(values) > 1 else None
         ax.errorbar(place, values.mean(), yerr=std, color=style.colour, marker="_", markersize=12, markeredgewidth=2.2, zorder=3)
 

@@ -226,6 +226,12 @@ def on(colour: str) -> str:
     return INK if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
 
 
+def scattered(count: int) -> np.ndarray:
+    """Places from -1/2 to 1/2 for dots that would hide each other; the golden ratio sets neighbours apart."""
+    places: np.ndarray = np.arange(count) * 0.618034 % 1 - 0.5
+    return places
+
+
 def many(count: int, noun: str, plural: str = "s") -> str:
     """A count with its noun, e.g. `3 classes`."""
     return f"{count:,} {noun}{'' if count == 1 else plural}"
