@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -111,3 +113,16 @@ def test_dollars_are_text() -> None:
 def test_long_names_lose_their_middle() -> None:
     assert style.elided("short", 10) == "short" and style.elided("runs/earlylate-500", 11) == "runs/…e-500"
     assert all(len(style.elided("x" * 40, most)) <= most for most in range(5, 30))
+
+
+def test_shortened_names_are_told_apart() -> None:
+    rates = [f"runs/cifar10-delt-ipc10-lr{rate}-weight3-published-settings" for rate in (0.01, 0.02, 0.05)]
+    assert len(set(map(partial(style.elided, most=24), rates))) == 1, "cut in the middle they would look alike"
+    assert style.told_apart(rates, 24) == [f"…{rate}-weigh…hed-settings" for rate in (0.01, 0.02, 0.05)]
+    draws = random.Random(0)
+    for most in (8, 18, 44):
+        names = ["".join(draws.choices("ab", k=draws.randint(1, 60))) for _ in range(200)]
+        shown = style.told_apart(names, most)
+        assert len(shown) == len(names) and all(len(look) <= most for look in shown)
+        assert len(set(shown)) == len(set(names))
+        assert all(look == name for name, look in zip(names, shown, strict=True) if len(name) <= most)

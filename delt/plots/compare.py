@@ -36,6 +36,7 @@ from delt.plots.style import (
     spread,
     spread_marks,
     styled,
+    told_apart,
 )
 
 MARKERS = "osD^vP*X"  # runs of one set in turn, whose colour is the same
@@ -168,7 +169,7 @@ def side_by_side(sets: Mapping[str, SyntheticSet], classes: Sequence[int] | None
     labels = shown_labels(classes, len(names))
     rows = {name: [_of_class(one, label, per_class) for label in labels] for name, one in sets.items()}
     columns = max((len(row) for block in rows.values() for row in block), default=1)
-    beside = [elided(names[label], ROW_NAME) for label in labels]
+    beside = told_apart([names[label] for label in labels], ROW_NAME)
     margin = 0.35 + 0.066 * max(map(len, beside))
     abreast = min(ABREAST, len(sets))
     side = min((WIDTH - margin) / (abreast * (columns + 0.3)), 0.5)
@@ -179,9 +180,10 @@ def side_by_side(sets: Mapping[str, SyntheticSet], classes: Sequence[int] | None
     grid = figure.subplots(lines, abreast, squeeze=False, subplot_kw={"anchor": "NW"})
     for ax in grid.flat[len(sets) :]:
         ax.remove()
-    for turn, (ax, (name, block)) in enumerate(zip(grid.flat, rows.items(), strict=False)):
+    titles = told_apart(list(rows), int(columns * side / 0.075))
+    for turn, (ax, block) in enumerate(zip(grid.flat, rows.values(), strict=False)):
         _sheet(ax, block, columns)
-        ax.set_title(elided(name, int(columns * side / 0.075)))
+        ax.set_title(titles[turn])
         ax.set_yticks(np.arange(len(labels)) + 0.5, beside if turn % abreast == 0 else [""] * len(labels))
     return figure
 

@@ -24,7 +24,6 @@ from delt.plots.style import (
     class_ticks_height,
     dash,
     dots,
-    elided,
     fill,
     in_order,
     many,
@@ -36,6 +35,7 @@ from delt.plots.style import (
     shown_labels,
     spread_marks,
     styled,
+    told_apart,
 )
 
 NAMED, LEVEL = 30, 75  # classes whose names fit under an axis when they slant, and letters of all when they do not
@@ -200,7 +200,7 @@ def ranking(ranking: Ranking, classes: Sequence[int] | None = None) -> Figure:
     for y, label in enumerate(labels):
         rows = ranking.class_index == label
         _patches(ax, y, ranking.score[rows], ranking.place[rows] >= 0)
-    ax.set_yticks(range(len(labels)), [elided(ranking.classes[label], CLASS_NAME) for label in labels])
+    ax.set_yticks(range(len(labels)), told_apart([ranking.classes[label] for label in labels], CLASS_NAME))
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.set(ylabel="Class", xlabel="Teacher's probability of the true class (hard to easy)")
     ax.tick_params(axis="y", length=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from delt.artifacts.snapshots import Snapshots
 from delt.artifacts.synthetic import SyntheticSet
 from delt.errors import DataError
-from delt.plots.style import MUTED, ROW_NAME, WIDTH, elided, of_all, on, picture, shown_labels, spread, styled, sub_batch_colours
+from delt.plots.style import MUTED, ROW_NAME, WIDTH, of_all, on, picture, shown_labels, spread, styled, sub_batch_colours, told_apart
 
 MOST_COLUMNS = 20  # of images side by side
 
@@ -37,7 +37,7 @@ def images(synthetic: SyntheticSet, per_class: int = 10, classes: Sequence[int] 
     head = _Head.of(synthetic, rows)
     shown = of_all(len(labels), len(synthetic.classes), "class", "es")
     most = max(1, int(synthetic.labels.bincount(minlength=1).max()))
-    names = [elided(synthetic.classes[label], ROW_NAME) for label in labels]
+    names = told_apart([synthetic.classes[label] for label in labels], ROW_NAME)
     about = f"{of_all(columns, most, 'image')} per class, {head.says}"
     figure, blocks, side = _grid(f"{what}, {shown}", about, names, columns, head.inches)
     for place, row in enumerate(rows):

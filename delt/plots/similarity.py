@@ -31,6 +31,7 @@ from delt.plots.style import (
     set_styles,
     shown_labels,
     styled,
+    told_apart,
 )
 
 NAMED = 14  # classes whose names fit under bars
@@ -125,12 +126,13 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
     side = 6.0 / max(2, columns)
     figure = picture(f"Pairs of images of class {sets[0].classes[label]}", features + marks, lanes * (side + 0.35))
     panels = figure.subplots(lanes, columns, squeeze=False)
-    for found, part, matrix, ax in zip(sets, parts, matrices, panels.flat, strict=False):
+    titles = told_apart([styles[found.name].label for found in sets], int(side / LETTER))
+    for title, part, matrix, ax in zip(titles, parts, matrices, panels.flat, strict=False):
         numbers = np.array([[_short(value) for value in row] for row in matrix]) if len(part) <= ANNOTATED else False
         bare = {"square": True, "cbar": False, "xticklabels": False, "yticklabels": False}
         seaborn.heatmap(matrix, ax=ax, vmin=low, vmax=high, cmap="cividis", annot=numbers, fmt="", annot_kws={"fontsize": 7}, **bare)
         mean = _mean(matrix)
-        ax.set_title(elided(styles[found.name].label, int(side / LETTER)) + ("" if mean is None else f"\nmean {mean:.3f}"))
+        ax.set_title(title + ("" if mean is None else f"\nmean {mean:.3f}"))
         _mark_sub_batches(ax, part)
         if mean is None:
             note(ax, "one image has no pairs")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, TypeVar
@@ -195,7 +197,7 @@ def fill(style: SetStyle) -> str:
 
 def class_ticks(ax: Axes, names: Sequence[str], level: int) -> None:
     """A tick per class with its name, slanted where all of them together have more than `level` letters."""
-    shown = [elided(name, CLASS_NAME) for name in names]
+    shown = told_apart(names, CLASS_NAME)
     slant = sum(map(len, names)) > level
     ax.set_xticks(range(len(shown)), shown, rotation=40 if slant else 0, ha="right" if slant else "center", rotation_mode="anchor")
     ax.tick_params(axis="x", length=0)
@@ -267,3 +269,18 @@ def elided(name: str, most: int) -> str:
     """A name with its middle left out where it is too long: runs often differ at the end."""
     head = (max(most, 5) - 1) // 2
     return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - max(most, 5) :]}"
+
+
+def told_apart(names: Sequence[str], most: int) -> list[str]:
+    """Names with at most `most` letters each, of which no two look alike: what differs in the middle alone is kept, or numbered."""
+    shown = {name: elided(name, most) for name in names}
+    for look in [look for look, count in Counter(shown.values()).items() if count > 1]:
+        alike = [name for name in shown if shown[name] == look]
+        differ = max(0, len(os.path.commonprefix(alike)) - 3)  # where they begin to differ
+        shown |= {name: elided(f"…{name[differ:]}", most) for name in alike}
+    taken: set[str] = set()
+    for name, look in shown.items():
+        marks = ("", *(f"~{number}" for number in range(2, len(shown) + 1)))
+        shown[name] = next(text for mark in marks if (text := look[: most - len(mark)] + mark) not in taken)
+        taken.add(shown[name])
+    return [shown[name] for name in names]

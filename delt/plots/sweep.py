@@ -27,7 +27,6 @@ from delt.plots.style import (
     SetStyle,
     dash,
     dots,
-    elided,
     fill,
     in_order,
     many,
@@ -37,6 +36,7 @@ from delt.plots.style import (
     set_styles,
     spread_marks,
     styled,
+    told_apart,
 )
 
 BEST = "#d55e00"  # the frame around the best cell
@@ -203,7 +203,7 @@ def points(rows: Sequence[PointRow], labels: str | None = None) -> Figure:
         ax.annotate(f"{own.mean:.1f}{_spread(own)} (n {own.n})", (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=7.5)
         if chance := row.accuracy.get(("random", labels)):
             ax.plot([chance.mean] * 2, [y - 0.5, y + 0.5], color=SETS["random"].colour, linestyle="--", linewidth=1)
-    ax.set_yticks(range(len(rows)), [elided(name, ROW_NAME) for name in names])
+    ax.set_yticks(range(len(rows)), told_apart(names, ROW_NAME))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     if not any(row.own(labels) for row in rows):
         ax.set_xticks([])
