@@ -153,11 +153,18 @@ def test_names_are_text_in_html(explorer):
     assert "<img" not in numbers(rows, explorer.real) and "&lt;img" in numbers(rows, explorer.real)
 
 
-def test_many_classes_have_no_legend_but_a_name_each():
+def test_many_classes_share_colours_and_have_a_name_each():
     labels = torch.arange(12)
     found = FeatureSet("x", torch.zeros(12, 3, 4, 4, dtype=torch.uint8), labels, tuple(f"c{k}" for k in range(12)), ["noise"] * 12)
     state, _ = scatter_state(found, np.zeros((12, 2)), found, np.ones((12, 2)))
-    assert state["legend"] == [] and state["table"][11] == ["x", "c11", "-", "-", "noise"]
+    assert [entry["name"] for entry in state["legend"]] == ["12 classes share 10 colours"]
+    assert state["table"][11] == [
+        "x",
+        "c11",
+        "-",
+        "-",
+        "noise",
+    ]
     View(kind="scatter", state=state)
 
 

@@ -137,7 +137,7 @@ def test_defaults_always_fit_together() -> None:
 def test_no_iterations_keep_the_starting_images() -> None:
     for given in ({}, {"sub_batches": 4}, {"round_iterations": 10}):
         schedule = plan(0, 10, **given)
-        assert (schedule.iterations, schedule.sizes, schedule.rounds) == (0, (10,), ())
+        assert (schedule.iterations, schedule.round_iterations, schedule.sizes, schedule.rounds) == (0, 0, (10,), ())
         assert (schedule.updates, schedule.image_iterations, schedule.saved) == ((0,), 0, 0.0)
         assert schedule.active(0) == 0
 

@@ -37,7 +37,7 @@ from delt.lab.state import State
 from delt.lab.trajectory import opened
 from delt.lab.view import View
 from delt.models import zoo
-from delt.plots.style import class_colours, set_styles
+from delt.plots.style import MUTED, class_colours, set_styles
 from delt.results import Run, load, load_all, short_names
 from delt.runtime import device_of
 
@@ -372,7 +372,8 @@ def scatter_state(real: FeatureSet, places_real: np.ndarray, found: FeatureSet, 
         shapes += [{"name": f"sub-batch {number + 1}", "shape": number + 1} for number in numbers]
     else:
         shapes += [{"name": set_styles([found.name])[found.name].label, "shape": 1}]
-    named = enumerate(real.classes) if len(real.classes) <= NAMED else ()
+    key = [{"name": name, "colour": colour} for name, colour in zip(real.classes, colours, strict=True)]
+    shared = [{"name": f"{len(key)} classes share {NAMED} colours", "colour": MUTED}]
     return {
         "x": xy[:, 0].tolist(),
         "y": xy[:, 1].tolist(),
@@ -384,7 +385,7 @@ def scatter_state(real: FeatureSet, places_real: np.ndarray, found: FeatureSet, 
         "grid": columns,
         "columns": list(COLUMNS),
         "table": [*_rows(real), *_rows(found)],
-        "legend": [{"name": name, "colour": colours[label]} for label, name in named],
+        "legend": key if len(key) <= NAMED else shared,
         "shapes": shapes,
     }, picture
 
