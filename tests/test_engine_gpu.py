@@ -19,6 +19,7 @@ from delt.engine.pack import PackTask
 from delt.engine.step import State, Step
 from delt.grouping import make_groups
 from delt.job import Job
+from delt.models.statistics import patch_side, remember_convolutions
 from delt.runtime import resolve, settings, silent
 from delt.schedule import plan
 
@@ -88,6 +89,20 @@ def test_recorded_steps_are_the_plain_ones(precision: str) -> None:
     assert (recorded.images - plain.images).abs().max() < (1e-3 if precision == "fp32" else 0.1)
     again, _ = run(task_of(precision=precision, graphs="on"))
     assert torch.equal(recorded.images, again.images) and torch.equal(recorded.second, again.second)
+
+
+def test_steps_that_match_convolutions_are_recorded_too() -> None:
+    """At 40 px layers see images that are no multiple of a patch, and are stretched by matrices that lie on the GPU before."""
+    load = replace(LOAD, size=40)
+    seen = remember_convolutions(load.teacher.model, [torch.randn(8, 3, 40, 40)], patch_side(40))
+
+    def of(graphs: str) -> PackTask:
+        task = task_of(load, precision="fp16", graphs=graphs)
+        return replace(task, teachers=(replace(load.teacher, convolutions=seen),), config=replace(task.config, match="bn+conv"))
+
+    recorded, step = run(of("on"))
+    assert step.replay.on
+    assert (recorded.images - run(of("off"))[0].images).abs().max() < 0.1
 
 
 def in_double(task: PackTask, split: Split | None = None, say: Any = silent) -> tuple[Tensor, Step]:
