@@ -376,9 +376,23 @@ def test_given_images_are_taken_as_they_are_and_compared_with_the_teacher(tmp_pa
     assert events[-1]["message"].startswith("warning: class order: folder cat looks like class 'elk'")
     with pytest.raises(DataError, match="give --ipc 4"):
         rank(brightest, real, written(["cat", "dog", "elk"]), 3, job())
+    (tmp_path / "00000-00001-00002" / "00000" / "0.png").write_bytes(png_bytes(pixels[0].repeat(1, 2, 2)))
+    events.clear()
+    rank(brightest, real, RankConfig(keep="given", folder=str(tmp_path / "00000-00001-00002")), 4, listening)
+    assert "1 of 12 images" in next(event["message"] for event in events if "message" in event), "it is said which were resized"
 
 
 # ---------------------------------------------------------------- stopped, and bad numbers
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([2, 2, 2, 2], [2, 2]), ([4], [1]), ([5, 5], [1, 1]), ([1, 3, 1, 0, 3, 4, 0], [2, 3, 2]), ([9, 1, 1], [1, 2])],
+)
+def test_classes_of_few_candidates_are_ranked_together(counts: list[int], expected: list[int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    found = module._blocks([torch.zeros(count) for count in counts])
+    assert [label for part in found for label in part] == list(range(len(counts))) and [len(part) for part in found] == expected
 
 
 @pytest.mark.parametrize("config", [{}, {"crops": 2}, {"keep": "random"}, {"keep": "kmeans"}])
