@@ -31,10 +31,10 @@ def test_importing_is_quick_and_silent():
 
 def test_the_verbs_one_by_one_make_what_a_run_makes(tmp_path):
     """The lines of README.md, for a seed that is no default."""
-    config = delt.configure("digits", preset="smoke", ipc=2, seed=3, iterations=4, workers=1, device="cpu", evaluate_controls=[])
+    config = delt.configure("digits", preset="smoke", ipc=2, seed=3, iterations=4, evaluate_controls=[])
     done = delt.run(config, tmp_path / "run")
     real = delt.open_set(config.dataset, config.data)
-    job = delt.Job(config.seed, config.runtime)
+    job = delt.Job(config.seed, done.config.runtime)
     teacher = delt.squeeze(real, config.teacher, job)
     patches = delt.rank(teacher, real, config.rank, config.ipc, job)
     synthetic = delt.recover(teacher, patches, config.recover, job)
