@@ -388,6 +388,7 @@ def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str])
     large, small = ipcs
     both = ("delt", "random", "delt+rded")
     three = (*both, "cda")
+    others_than_fp16 = ("fp32", "bf16")
 
     def rows(methods: Sequence[str], ipc: int, recipe: str, labels: str = "soft") -> list[Row]:
         return [Row(method, ipc, recipe, labels, seeds) for method in methods]
@@ -397,8 +398,8 @@ def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str])
     bench.make(*(bench.source(method, large) for method in both))
     bench.train(*rows(("delt", "random"), large, "common"))
     bench.train(*rows(three, small, "common", "hard"))
-    bench.make(*(bench.source("delt", small, precision) for precision in ("fp32", "bf16")), needs=40)
-    bench.train(*(Row("delt", small, "common", seeds=seeds, precision=name) for name in ("fp32", "bf16")))
+    bench.make(*(bench.source("delt", small, precision) for precision in others_than_fp16), needs=40)
+    bench.train(*(Row("delt", small, "common", seeds=seeds, precision=name) for name in others_than_fp16))
     bench.train(*rows(("delt+rded",), large, "common"), *rows(both, large, "paper:delt"))
     bench.make(bench.source("cda", large))
     bench.train(*rows(("cda",), large, "common"), *rows(("cda",), large, "paper:delt"))
@@ -408,10 +409,7 @@ def fill(bench: Bench, ipcs: tuple[int, int], seeds: int, others: Sequence[str])
         bench.train(
             *(replace(row, how="published") for ipc in ipcs for recipe in ("common", "paper:delt") for row in rows(("delt",), ipc, recipe))
         )
-    bench.make(*(bench.source("delt", small, precision) for precision in ("fp32", "bf16")), needs=40)
-    bench.train(
-        *(Row("delt", small, recipe, seeds=seeds, precision=name) for name in ("fp32", "bf16") for recipe in ("common", "paper:delt"))
-    )
+    bench.train(*(Row("delt", small, "paper:delt", seeds=seeds, precision=name) for name in others_than_fp16))
     bench.train(*rows(("cda",), large, "common", "hard"))
     for ipc in (small, large):
         for method in others:

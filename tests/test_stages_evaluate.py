@@ -207,6 +207,9 @@ def test_a_part_of_a_set_is_trained_on_with_a_warning(synthetic: SyntheticSet, s
     with pytest.warns(UserWarning, match="synthesis of set 'delt' was stopped before its end: its students train on unfinished images"):
         student_tasks(replace(synthetic, complete=False), soft, real.test, config, Job(), name="delt")
     student_tasks(synthetic, soft, real.test, config, Job(), name="delt")  # a warning would be an error here
+    with pytest.warns(UserWarning, match="unfinished images") as caught:
+        evaluate(replace(synthetic, complete=False), soft, real.test, replace(TINY, labels=("hard",)), Job(runtime=RUNTIME))
+    assert caught[0].filename == __file__, "it names the line that asked for the students"
 
 
 def test_weight_decay_is_on_filters_and_matrices_only():

@@ -103,7 +103,9 @@ def student_tasks(
     check_set(card, synthetic.classes, synthetic.images)
     recipe = recipe_of(config.recipe, card.dataset, card.size, ipc)
     if not synthetic.complete:
-        warnings.warn(f"the synthesis of set {name!r} was stopped before its end: its students train on unfinished images", stacklevel=3)
+        warnings.warn(
+            f"the synthesis of set {name!r} was stopped before its end: its students train on unfinished images", stacklevel=4
+        )  # who called `evaluate`
     if "soft" in config.labels:
         soft.check(synthetic.images, synthetic.labels, recipe)
     if "soft" in config.labels and soft.logits is not None:
