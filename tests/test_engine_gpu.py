@@ -179,15 +179,17 @@ def test_kernels_are_plain_torch(count: int, channels: int, side: int, groups: i
     exact = exact.relu() if relu else exact
     assert ((out - exact).abs() / (1 + exact.abs())).max() < close
     offset, slope = (torch.randn(groups, channels, device="cuda") for _ in range(2))
-    found, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, relu=relu, output=out if relu and added else None)
     line = (offset[:, :, None, None] + slope[:, :, None, None] * wide.unflatten(0, (-1, groups))).flatten(0, 1)
-    through = gradient.double() * (exact > 0) if relu else gradient.double()
-    expected = through * scale[:, None, None] + line
     clear = exact.abs() >= close if relu else torch.ones_like(exact, dtype=torch.bool)  # elsewhere rounding decides
-    assert found.is_contiguous(memory_format=last)
-    assert ((found - expected).abs() / (1 + expected.abs()))[clear].max() < close
-    if relu and added:
-        assert torch.equal(passed[clear].double(), through[clear])
+    for more in (None, torch.randn_like(x)):
+        found, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, more=more, relu=relu, added=added, output=out)
+        through = (gradient.double() + (0 if more is None else more.double())) * ((exact > 0) if relu else 1)
+        expected = through * scale[:, None, None] + line
+        assert found.is_contiguous(memory_format=last)
+        assert ((found - expected).abs() / (1 + expected.abs()))[clear].max() < close
+        assert (passed is None) == (not added)
+        if passed is not None:
+            torch.testing.assert_close(passed[clear].double(), through[clear], rtol=close, atol=0 if more is None else close)
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delt.models.fused import RegularStem, fuse, regular_stem
 from delt.models.statistics import StatisticsMatch
@@ -67,6 +69,28 @@ def test_a_fused_network_is_the_network(arch: str, size: int, width: int | None)
     assert (fused(images) - model(images)).abs().max() < 1e-9 * (1 + model(images).abs().max()), "unwatched, too"
     names = [[name for name, part in each.named_modules() if isinstance(part, nn.BatchNorm2d)] for each in (fused, model)]
     assert names[0][0] == names[1][0] and sorted(names[0]) == sorted(names[1])
+
+
+class Added(TorchDispatchMode):
+    """Counts sums of images that autograd takes on the way back."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        node = torch._C._current_autograd_node()
+        self.count += func is torch.ops.aten.add.Tensor and node is not None and node.name() != "WatchedBackward"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("size", "left"), [(16, 0), (80, 1)])  # max-pooling hands out one alone where no kernel takes it
+def test_gradients_that_meet_at_a_residual_are_added_by_the_layer(size: int, left: int) -> None:
+    model, images = frozen("resnet18", size, 8), torch.randn(4, 3, size, size, dtype=torch.float64).requires_grad_()
+    with Added() as plain:
+        torch.autograd.grad(model(images).sum(), images)
+    fused = fuse(copy.deepcopy(model))
+    with StatisticsMatch(fused, 2), Added() as added:
+        torch.autograd.grad(fused(images).sum(), images)
+    assert (plain.count, added.count) == (8, left)
 
 
 class Shared(nn.Module):

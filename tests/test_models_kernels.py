@@ -41,15 +41,18 @@ for count, channels, height, width, groups, dtype in (
         assert ((out - exact).abs() / (1 + exact.abs())).max() < close
         assert (mean - exact_mean).abs().max() < 1e-5 and (var - exact_var).abs().max() < 1e-5
         assert torch.equal(kernels.applied(x, scale, shift, added, relu), out)
-        cut = out if relu and added is not None else None
-        found, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, relu=relu, output=cut)
-        through = gradient.double() * (exact > 0) if relu else gradient.double()
-        expected = through * scale[:, None, None] + line
         near = exact.abs() < close if relu else torch.zeros_like(exact, dtype=torch.bool)  # rounding decides there
-        assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
-        assert ((found - expected).abs() / (1 + expected.abs()))[~near].max() < close
-        if not relu or added is not None:
-            assert torch.equal(passed[~near].double(), through[~near])
+        for more in (None, normal(*shape, dtype=dtype)):
+            given = {"relu": relu, "added": added is not None, "output": out}
+            found, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, more=more, **given)
+            through = (gradient.double() + (0 if more is None else more.double())) * ((exact > 0) if relu else 1)
+            expected = through * scale[:, None, None] + line
+            assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+            assert ((found - expected).abs() / (1 + expected.abs()))[~near].max() < close
+            assert (passed is None) == (added is None)
+            if passed is not None:
+                assert torch.allclose(passed[~near].double(), through[~near], rtol=close, atol=0 if more is None else close)
+                assert more is not None or torch.equal(passed[~near].double(), through[~near])
     bad = x.clone()
     bad[0, 0, 0, 0] = float("nan")
     assert kernels.normed(bad, scale, shift, shift, groups, None, True)[0][0, 0, 0, 0].isnan()
@@ -61,8 +64,11 @@ for channels, side, kernel, stride, pad in ((8, 7, 3, 2, 1), (70, 6, 2, 2, 0), (
     out, chosen = kernels.pooled(x, kernel, stride, pad)
     assert torch.equal(out.double(), wanted)
     pull = normal(*out.shape, dtype=torch.float16)
-    (expected,) = torch.autograd.grad(wanted, given, pull.double())
-    assert torch.allclose(kernels.unpooled(pull, chosen, side, side + 1, kernel, stride, pad).double(), expected, atol=2e-2, rtol=1e-3)
+    more = normal(*out.shape, dtype=torch.float16)
+    for second in (None, more):
+        (expected,) = torch.autograd.grad(wanted, given, pull.double() + (0 if second is None else second.double()), retain_graph=True)
+        found = kernels.unpooled(pull, chosen, side, side + 1, kernel, stride, pad, more=second)
+        assert torch.allclose(found.double(), expected, atol=2e-2, rtol=1e-3)
     bad = x.clone()
     bad[0, 0, 2, 2] = float("nan")
     assert kernels.pooled(bad, kernel, stride, pad)[0].isnan().any()

@@ -1,7 +1,7 @@
 """A frozen network as a GPU likes it: what lies between two convolutions is one pass over memory, and so is its gradient.
 
-- `fuse`: every BatchNorm layer takes the addition and the ReLU that follow it with it, max-pooling has its own kernels, and
-  the mean of all pixels is plain.
+- `fuse`: every BatchNorm layer takes the addition and the ReLU that follow it with it, and on the way back adds up the
+  gradients of the two that took what came out; max-pooling has its own kernels, and the mean of all pixels is plain.
   Weights and the layers' names stay as they are.
 - `regular_stem`: the 7 x 7 convolution of stride 2 in another order of the same sums.
 """
@@ -23,32 +23,34 @@ SUMS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 
 
 class Pooled(torch.autograd.Function):
-    """Max-pooling by the kernels."""
+    """Max-pooling by the kernels; gives what came out twice where two take it (see `Watched`)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: int, stride: int, pad: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: int, stride: int, pad: int, twice: bool) -> tuple[Any, ...]:
         from delt.models import kernels
 
         out, chosen = kernels.pooled(x, kernel, stride, pad)
         ctx.save_for_backward(chosen)
         ctx.given = (*x.shape[2:], kernel, stride, pad)
-        return out
+        return out, out.detach() if twice else None
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None]:
         from delt.models import kernels
 
-        return kernels.unpooled(grads[0], *ctx.saved_tensors, *ctx.given), None, None, None
+        return kernels.unpooled(grads[0], *ctx.saved_tensors, *ctx.given, more=grads[1]), None, None, None, None
 
 
 class Pool(nn.MaxPool2d):
     """A MaxPool2d layer with square windows, in fewer passes where a GPU is."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not kernels_suit(x):
-            return super().forward(x)
-        found: Tensor = Pooled.apply(x, self.kernel_size, self.stride, self.padding)
-        return found
+    def forward(self, x: Tensor, twice: bool = False) -> Any:
+        """What came out, or a pair of it where `twice` is set."""
+        if kernels_suit(x):
+            out, again = Pooled.apply(x, self.kernel_size, self.stride, self.padding, twice)
+        else:
+            out = again = super().forward(x)
+        return (out, again) if twice else out
 
 
 class Average(nn.AdaptiveAvgPool2d):
@@ -143,9 +145,26 @@ def fuse(model: nn.Module) -> nn.Module:
             for done in (node, node.args[0], norm):  # the sum may be the layer itself
                 if done in graph.nodes and not done.users:
                     graph.erase_node(done)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(modules[str(node.target)]) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and isinstance(modules[str(node.target)], FrozenNorm | Pool) and len(node.users) == 2:
+            _fork(graph, node)
     graph.lint()
     made = fx.GraphModule(model, graph).eval()
     return made if _order(made) == _order(model) else model
+
+
+def _fork(graph: fx.Graph, node: fx.Node) -> None:
+    """Let each of the two that take what a layer gives have its own, as at a residual connection."""
+    takers = list(node.users)
+    node.kwargs = {**node.kwargs, "twice": True}
+    with graph.inserting_after(node):
+        pair = [graph.call_function(operator.getitem, (node, place)) for place in range(2)]
+    for taker, own in zip(takers, pair, strict=True):
+        taker.replace_input_with(node, own)
 
 
 def _order(model: nn.Module) -> tuple[str, list[str]]:

@@ -89,8 +89,8 @@ def _finish(given, centre, mean, var, count, channels, groups, parts, PARTS: tl.
 
 @triton.jit
 def _pulled(  # type: ignore[no-untyped-def]
-    gradient, x, output, scale, shift, offset, slope, out, passed, pixels, total, channels, groups, offset_row, slope_row,
-    CUT: tl.constexpr, PASS: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    gradient, more, x, output, scale, shift, offset, slope, out, passed, pixels, total, channels, groups, offset_row, slope_row,
+    MORE: tl.constexpr, CUT: tl.constexpr, PASS: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -99,6 +99,8 @@ def _pulled(  # type: ignore[no-untyped-def]
     place = row[:, None].to(tl.int64) * channels + c[None, :]
     value = tl.load(x + place, mask=here, other=0.0).to(tl.float32)
     pull = tl.load(gradient + place, mask=here, other=0.0).to(tl.float32)
+    if MORE:
+        pull += tl.load(more + place, mask=here, other=0.0).to(tl.float32)
     factor = tl.load(scale + c, mask=inside, other=0.0)
     if CUT == 1:
         summand = tl.load(shift + c, mask=inside, other=0.0)
@@ -145,8 +147,9 @@ def _pooled(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _unpooled(  # type: ignore[no-untyped-def]
-    gradient, chosen, out, height, width, high, wide, total, channels,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, REACH: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    gradient, more, chosen, out, height, width, high, wide, total, channels,
+    MORE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, REACH: tl.constexpr,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # pixel of the input
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -161,6 +164,8 @@ def _unpooled(  # type: ignore[no-untyped-def]
             place = ((image.to(tl.int64) * high + i) * wide + j)[:, None] * channels + c[None, :]
             its = tl.load(chosen + place, mask=here, other=255).to(tl.int32) == (dy * KERNEL + dx)[:, None]
             found += tl.load(gradient + place, mask=here & its, other=0.0).to(tl.float32)
+            if MORE:
+                found += tl.load(more + place, mask=here & its, other=0.0).to(tl.float32)
     tl.store(out + row[:, None].to(tl.int64) * channels + c[None, :], found.to(out.dtype.element_ty), mask=inside)
 
 
@@ -261,29 +266,35 @@ def pulled(
     offset: Tensor,
     slope: Tensor,
     *,
+    more: Tensor | None = None,
     relu: bool = False,
+    added: bool = False,
     output: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of x [N,C,H,W] and of what was added: gradient * scale + offset + slope * x, and the gradient as the ReLU lets it through.
 
     Args:
+        more: a second gradient, where two others took the layer's output.
         scale, shift: [C].
         offset, slope: [G,C], of interleaved groups; each row without gaps.
         relu: whether a ReLU followed.
-        output: its output, where something was added before it; otherwise x says what it cut.
+        added: whether something was added, before the ReLU.
+        output: the ReLU's output, where something was added before it; otherwise x says what it cut.
     """
     groups, channels = offset.shape
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    out = torch.empty_like(x)
-    passed = torch.empty_like(gradient) if output is not None else gradient
+    more = None if more is None else more.contiguous(memory_format=torch.channels_last)
+    passes = added and (relu or more is not None)
+    out, passed = torch.empty_like(x), torch.empty_like(gradient) if passes else gradient
     total, wide, pixels = x.numel() // channels, _width(channels), x.shape[2] * x.shape[3]
-    cut = NOTHING if not relu else OWN if output is None else OUTPUT
+    cut = NOTHING if not relu else OUTPUT if added else OWN
+    assert cut != OUTPUT or output is not None
     _pulled[(-(-total // ROWS), -(-channels // wide))](
-        gradient, x, x if output is None else output, scale, shift, offset, slope, out, passed,
+        gradient, x if more is None else more, x, x if output is None else output, scale, shift, offset, slope, out, passed,
         pixels, total, channels, groups, offset.stride(0), slope.stride(0),
-        CUT=cut, PASS=output is not None, EVEN=pixels % ROWS == 0, ROWS=ROWS, WIDTH=wide,
+        MORE=more is not None, CUT=cut, PASS=passes, EVEN=pixels % ROWS == 0, ROWS=ROWS, WIDTH=wide,
     )  # fmt: skip
-    return out, passed
+    return out, passed if added else None
 
 
 def pooled(x: Tensor, kernel: int, stride: int, pad: int) -> tuple[Tensor, Tensor]:
@@ -298,15 +309,21 @@ def pooled(x: Tensor, kernel: int, stride: int, pad: int) -> tuple[Tensor, Tenso
     return out, chosen
 
 
-def unpooled(gradient: Tensor, chosen: Tensor, height: int, width: int, kernel: int, stride: int, pad: int) -> Tensor:
-    """Gradient of the input [N,C,height,width] of `pooled` from that of its output; windows are added up in a fixed order."""
+def unpooled(
+    gradient: Tensor, chosen: Tensor, height: int, width: int, kernel: int, stride: int, pad: int, *, more: Tensor | None = None
+) -> Tensor:
+    """Gradient of the input [N,C,height,width] of `pooled` from that of its output, and a second one of it where there are two.
+
+    Windows are added up in a fixed order.
+    """
     count, channels, high, wide = gradient.shape
     gradient = gradient.contiguous(memory_format=torch.channels_last)
+    more = None if more is None else more.contiguous(memory_format=torch.channels_last)
     out = torch.empty(count, channels, height, width, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
     total, across = count * height * width, _width(channels)
     _unpooled[(-(-total // ROWS), -(-channels // across))](
-        gradient, chosen, out, height, width, high, wide, total, channels,
-        KERNEL=kernel, STRIDE=stride, PAD=pad, REACH=-(-kernel // stride), ROWS=ROWS, WIDTH=across,
+        gradient, gradient if more is None else more, chosen, out, height, width, high, wide, total, channels,
+        MORE=more is not None, KERNEL=kernel, STRIDE=stride, PAD=pad, REACH=-(-kernel // stride), ROWS=ROWS, WIDTH=across,
     )  # fmt: skip
     return out
 

@@ -129,12 +129,13 @@ class Distance(torch.autograd.Function):
 class Watched(torch.autograd.Function):
     """A frozen BatchNorm layer, what is added to its output and the ReLU after it, with the `Moments` of its input.
 
-    Gives the output, means and variances. One pass over the gradient and the input gives the gradient of all, as a line per
-    channel and group: gradient * scale + offset + slope * x.
+    Gives the output, means and variances, and the output once more: of two that take it, each has its own, so that their
+    gradients arrive apart. One pass over them and the input gives the gradient of all, as a line per channel and group:
+    gradient * scale + offset + slope * x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: FrozenNorm, groups: int, other: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, layer: FrozenNorm, groups: int, other: Tensor | None, relu: bool, twice: bool) -> tuple[Any, ...]:
         ctx.relu, ctx.added = relu, other is not None
         if kernels_suit(x):
             from delt.models import kernels
@@ -145,22 +146,23 @@ class Watched(torch.autograd.Function):
             out, (mean, var) = layer.plain(x, other, relu), mean_and_variance(x, groups)
         # what a ReLU after a sum cut is seen in its output alone
         ctx.save_for_backward(x, layer.scale, layer.shift, out if relu and ctx.added else None)
-        return out, mean, var
+        return out, mean, var, out.detach() if twice else None
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, scale, shift, output), (gradient, offset, slope) = ctx.saved_tensors, grads
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (x, scale, shift, output), (gradient, offset, slope, more) = ctx.saved_tensors, grads
         if kernels_suit(x):
             from delt.models import kernels
 
-            own, passed = kernels.pulled(gradient, x, scale, shift, offset, slope, relu=ctx.relu, output=output)
+            line = scale, shift, offset, slope
+            own, passed = kernels.pulled(gradient, x, *line, more=more, relu=ctx.relu, added=ctx.added, output=output)
         else:
-            passed = gradient
+            passed = gradient if more is None else gradient + more
             if ctx.relu:
                 reached = torch.addcmul(shift[:, None, None], x, scale[:, None, None]) if output is None else output
-                passed = gradient * (reached > 0)
+                passed = passed * (reached > 0)
             own = (passed * scale[:, None, None] + straight(x, offset, slope)).to(x.dtype)
-        return own, None, None, passed if ctx.added else None, None
+        return own, None, None, passed if ctx.added else None, None, None
 
 
 def kernels_suit(x: Tensor) -> bool:
@@ -191,17 +193,23 @@ class FrozenNorm(nn.BatchNorm2d):
         """The layer in torch's operators, plus `other`, cut at zero where `relu` is set."""
         return _followed(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps), other, relu)
 
-    def forward(self, x: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None, relu: bool = False, twice: bool = False) -> Any:
+        """The layer, plus `other`, cut at zero where `relu` is set; as a pair of the same, one for each that takes it, where `twice` is."""
         fits = other is None or other.shape == x.shape  # one that is spread over the images is added as ever
         if self.watch is None and fits and kernels_suit(x) and not torch.is_grad_enabled():
             from delt.models import kernels
 
-            return kernels.applied(x, self.scale, self.shift, other, relu)
-        if self.watch is None:
-            return self.plain(x, other, relu)
-        out, mean, var = Watched.apply(x, self, self.groups, other if fits else None, relu and fits)
-        self.watch(x, mean, var)
-        return out if fits else _followed(out, other, relu)
+            out = again = kernels.applied(x, self.scale, self.shift, other, relu)
+        elif self.watch is None:
+            out = again = self.plain(x, other, relu)
+        elif fits:
+            out, mean, var, again = Watched.apply(x, self, self.groups, other, relu, twice)
+            self.watch(x, mean, var)
+        else:
+            out, mean, var, _ = Watched.apply(x, self, self.groups, None, False, False)
+            self.watch(x, mean, var)
+            out = again = _followed(out, other, relu)
+        return (out, again) if twice else out
 
 
 def _followed(out: Tensor, other: Tensor | None, relu: bool) -> Tensor:
