@@ -245,7 +245,8 @@ def count_launches(load: Load, runtime: RuntimeConfig) -> int:
         with Launches() as prepared:
             span = step.inputs(1)
         assert step.span is not None and span is not None
-        kernels = 3 * sum(isinstance(layer, FrozenNorm) for layer in step.networks[0].modules())  # Triton's are no operators of torch
+        norms = sum(isinstance(layer, FrozenNorm) for layer in step.networks[0].modules())
+        kernels = 2 * norms + (norms > 0)  # Triton's are no operators of torch
         return iteration.count + kernels + -(-prepared.count // (step.span.stop - step.span.start))
 
 

@@ -33,8 +33,11 @@ for count, channels, height, width, groups, dtype in (
     scale, shift, other, gradient = normal(channels), normal(channels), normal(*shape, dtype=dtype), normal(*shape, dtype=dtype)
     offset, slope = normal(groups, channels), normal(groups, channels)
     line = (offset[:, :, None, None] + slope[:, :, None, None] * wide).flatten(0, 1)
+    seen = []
     for added, relu in ((None, False), (None, True), (other, True), (other, False)):
-        out, mean, var = kernels.normed(x, scale, shift, torch.full((channels,), 4.5), groups, added, relu)
+        out, sums = kernels.normed(x, scale, shift, torch.full((channels,), 4.5), groups, added, relu)
+        seen.append((sums, exact_mean, exact_var))
+        mean, var = kernels.Finish([sums])([sums]).chunk(2, 1)
         exact = x.double() * scale[:, None, None] + shift[:, None, None] + (0 if added is None else added.double())
         exact = exact.relu() if relu else exact
         assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
@@ -56,6 +59,9 @@ for count, channels, height, width, groups, dtype in (
     bad = x.clone()
     bad[0, 0, 0, 0] = float("nan")
     assert kernels.normed(bad, scale, shift, shift, groups, None, True)[0][0, 0, 0, 0].isnan()
+    finish, sums = kernels.Finish([one[0] for one in seen]), [one[0] for one in seen]  # all at once
+    expected = torch.cat([one[1] for one in seen] + [one[2] for one in seen], 1)
+    assert (finish(sums) - expected).abs().max() < 1e-5
 
 for channels, side, kernel, stride, pad in ((8, 7, 3, 2, 1), (70, 6, 2, 2, 0), (3, 9, 3, 1, 1), (5, 8, 5, 3, 2)):
     x = torch.randint(-3, 3, (4, channels, side, side + 1), generator=draws).half().contiguous(memory_format=torch.channels_last)
@@ -104,7 +110,7 @@ for layer in plain.modules():
         layer.running_mean.copy_(normal(len(layer.running_mean)))
 plain = plain.eval().requires_grad_(False)
 network = fused.fuse(copy.deepcopy(plain).to(memory_format=torch.channels_last))
-statistics.kernels_suit = lambda x: x.is_contiguous(memory_format=torch.channels_last)  # as on a GPU
+statistics.kernels_suit = lambda x: x.dtype != torch.float64 and x.is_contiguous(memory_format=torch.channels_last)  # as on a GPU
 images, asked = normal(4, 3, 16, 16).contiguous(memory_format=torch.channels_last), []
 applied = kernels.applied
 kernels.applied = lambda *given: asked.append(given) or applied(*given)
@@ -113,6 +119,21 @@ with torch.no_grad():
     assert len(asked) == sum(isinstance(layer, statistics.FrozenNorm) for layer in network.modules()) == 20
 network(images.requires_grad_())
 assert len(asked) == 20  # what is unwatched and wants a gradient is left to torch
+
+normed, watched = kernels.normed, []
+kernels.normed = lambda *given: watched.append(given) or normed(*given)
+targets = statistics.remember_convolutions(plain, [normal(8, 3, 16, 16)], 4)
+for convolutions in (None, targets):  # sums alone, and beside statistics that are there already
+    found = []
+    for model in (plain.double(), network):
+        given = images.detach().to(next(model.parameters()).dtype).requires_grad_()
+        with statistics.StatisticsMatch(model, 2, convolutions=convolutions) as match:
+            logits = model(given)
+            distance = match.collect()
+        found.append((logits, distance, *torch.autograd.grad(logits.square().sum() + distance.sum(), given)))
+    for exact, ours in zip(*found):
+        assert (ours - exact).abs().max() < 1e-4 * exact.abs().max(), (ours - exact).abs().max() / exact.abs().max()
+assert len(watched) == 40
 print("equal")
 """
 

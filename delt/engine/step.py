@@ -351,7 +351,7 @@ class Step:
         logits = self.networks[turn](given_to(views, self.runtime))
         found = self.matches[turn].measured()
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(wide, labels, reduction="none"), found.joined(), views
+        return F.cross_entropy(wide, labels, reduction="none"), found.values, views
 
     def _in_chunks(self, turn: int, part: Part, size: int) -> Pulled:
         """One group, `size` images at a time, exactly: a first pass sums up the statistics, whose gradient a second one follows.
@@ -373,19 +373,17 @@ class Step:
                 found = match.measured()
                 sums = found if sums is None else sums.with_more(found)
         assert sums is not None
-        measured = sums.joined().requires_grad_()
+        measured = sums.values.requires_grad_()
         distance = match.distance(measured, sums.images, part.dropped)
         (line,) = torch.autograd.grad(distance, measured, torch.full_like(distance, self.config.bn_weight * self.scale))
-        pulls = list(line.split([one.shape[1] for one in [*sums.means, *sums.variances]], 1))
         gradients, entropies = [], []
         for rows in chunks:
             images = part.images[rows].requires_grad_()
             logits = self.networks[turn](given_to(views(rows, images), self.runtime))
             found = match.measured()
             entropy = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), part.labels[rows], reduction="none")
-            outputs = [entropy, *found.means, *found.variances]
-            given = [torch.full_like(entropy, self.scale / len(part.images)), *pulls]
-            gradients.append(torch.autograd.grad(outputs, images, given)[0])
+            pulls = [torch.full_like(entropy, self.scale / len(part.images)), line]
+            gradients.append(torch.autograd.grad([entropy, found.values], images, pulls)[0])
             entropies.append(entropy.detach())
         gradient = torch.cat(gradients)
         if self.config.densify:

@@ -11,6 +11,9 @@ Written for images of 16 or 32 bits, channels-last but for `adam`; imported wher
 equal inputs, equal bits.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -25,8 +28,8 @@ NOTHING, OWN, OUTPUT = 0, 1, 2  # where the way back finds what the ReLU cut: no
 
 @triton.jit
 def _normed(  # type: ignore[no-untyped-def]
-    x, other, scale, shift, centre, out, sums, pixels, rows, channels, groups, rounds,
-    ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+    x, other, scale, shift, centre, out, sums, pixels, rows, channels, groups, parts, rounds,
+    ADD: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     part, group = tl.program_id(0), tl.program_id(1)
     c = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
@@ -50,9 +53,9 @@ def _normed(  # type: ignore[no-untyped-def]
         value = tl.where(here, value - middle[None, :], 0.0)
         first += value
         second += value * value
-    line = (group * PARTS + part) * channels + c
+    line = (group * parts + part) * channels + c
     tl.store(sums + line, tl.sum(first, 0), mask=inside)
-    tl.store(sums + groups * PARTS * channels + line, tl.sum(second, 0), mask=inside)
+    tl.store(sums + groups * parts * channels + line, tl.sum(second, 0), mask=inside)
 
 
 @triton.jit
@@ -74,17 +77,21 @@ def _applied(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _finish(given, centre, mean, var, count, channels, groups, parts, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    group = tl.program_id(0)
-    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+def _finished(sums, centre, table, out, total, PARTS: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    group, groups = tl.program_id(0), tl.num_programs(0)
+    line = table + tl.program_id(1) * 6
+    start, first, channels, column = tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3)
+    parts, rows = tl.load(line + 4), tl.load(line + 5).to(tl.float32)
+    c = first + tl.arange(0, WIDTH)
     part = tl.arange(0, PARTS)
     inside = c < channels
     here = (part < parts)[:, None] & inside[None, :]
-    where = (group * PARTS + part)[:, None] * channels + c[None, :]
-    first = tl.sum(tl.load(given + where, mask=here, other=0.0), 0) / count
-    second = tl.sum(tl.load(given + groups * PARTS * channels + where, mask=here, other=0.0), 0) / count
-    tl.store(mean + group * channels + c, tl.load(centre + c, mask=inside, other=0.0) + first, mask=inside)
-    tl.store(var + group * channels + c, tl.maximum(second - first * first, 0.0), mask=inside)
+    where = start + (group * parts + part)[:, None] * channels + c[None, :]
+    mean = tl.sum(tl.load(sums + where, mask=here, other=0.0), 0) / rows
+    square = tl.sum(tl.load(sums + groups * parts * channels + where, mask=here, other=0.0), 0) / rows
+    place = group * 2 * total + column + c
+    tl.store(out + place, tl.load(centre + column + c, mask=inside, other=0.0) + mean, mask=inside)
+    tl.store(out + total + place, tl.maximum(square - mean * mean, 0.0), mask=inside)
 
 
 @triton.jit
@@ -220,10 +227,49 @@ def _width(channels: int) -> int:
     return min(64, max(16, 1 << (channels - 1).bit_length()))
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What `normed` added up of a layer's input, for `Finish`: of each value less its channel's centre, and of the squares of that."""
+
+    parts: Tensor  # float32 [2, groups, parts, channels]
+    centre: Tensor  # float32 [channels]
+    rows: int  # values that were added up per group and channel
+
+
+class Finish:
+    """Makes means and variances of several layers' `Sums`, all in one kernel; for sums of these shapes alone."""
+
+    BLOCK = 16  # channels that a program takes
+
+    def __init__(self, sums: Sequence[Sums]) -> None:
+        start, column, table = 0, 0, []
+        for one in sums:
+            parts, channels = one.parts.shape[2:]
+            table += [[start, first, channels, column, parts, one.rows] for first in range(0, channels, self.BLOCK)]
+            start, column = start + one.parts.numel(), column + channels
+        self.total = column
+        self.parts = 1 << max(4, (max(one.parts.shape[2] for one in sums) - 1).bit_length())
+        self.table = torch.tensor(table, device=sums[0].parts.device)
+        self.centre = torch.cat([one.centre for one in sums])
+
+    @staticmethod
+    def of(sums: Sequence[Sums]) -> tuple[tuple[torch.Size, int], ...]:
+        """What must be alike."""
+        return tuple((one.parts.shape, one.rows) for one in sums)
+
+    def __call__(self, sums: Sequence[Sums]) -> Tensor:
+        """All means, then all biased variances, end to end: float32 [groups, 2S]."""
+        given = torch.cat([one.parts.view(-1) for one in sums])
+        groups = sums[0].parts.shape[1]
+        out = torch.empty(groups, 2 * self.total, dtype=torch.float32, device=given.device)
+        _finished[(groups, len(self.table))](given, self.centre, self.table, out, self.total, PARTS=self.parts, WIDTH=self.BLOCK)
+        return out
+
+
 def normed(
     x: Tensor, scale: Tensor, shift: Tensor, centre: Tensor, groups: int, other: Tensor | None = None, relu: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x * scale + shift (+ other, cut at zero) like x [N,C,H,W], and x's mean and biased variance per group and channel, float32 [G,C].
+) -> tuple[Tensor, Sums]:
+    """x * scale + shift (+ other, cut at zero) like x [N,C,H,W], and what its means and variances per group and channel are made of.
 
     Args:
         centre: float32 [C], near the mean, which keeps the sum of squares exact.
@@ -235,16 +281,13 @@ def normed(
     across = -(-channels // wide)
     rounds = -(-rows // (ROWS * min(PARTS, max(1, rows // (ROWS * TURNS)))))
     parts = -(-rows // (ROWS * rounds))
-    most = max(16, 1 << (parts - 1).bit_length())
-    partial = torch.empty(2, groups, most, channels, dtype=torch.float32, device=x.device)
-    mean, var = (torch.empty(groups, channels, dtype=torch.float32, device=x.device) for _ in range(2))
+    sums = torch.empty(2, groups, parts, channels, dtype=torch.float32, device=x.device)
     out, other = torch.empty_like(x), None if other is None else other.contiguous(memory_format=torch.channels_last)
     _normed[(parts, groups, across)](
-        x, x if other is None else other, scale, shift, centre, out, partial, pixels, rows, channels, groups, rounds,
-        ADD=other is not None, RELU=relu, ROWS=ROWS, PARTS=most, WIDTH=wide,
+        x, x if other is None else other, scale, shift, centre, out, sums, pixels, rows, channels, groups, parts, rounds,
+        ADD=other is not None, RELU=relu, ROWS=ROWS, WIDTH=wide,
     )  # fmt: skip
-    _finish[(groups, -(-channels // 16))](partial, centre, mean, var, float(rows), channels, groups, parts, PARTS=most, WIDTH=16)
-    return out, mean, var
+    return out, Sums(sums, centre, rows)
 
 
 def applied(x: Tensor, scale: Tensor, shift: Tensor, other: Tensor | None = None, relu: bool = False) -> Tensor:

@@ -16,16 +16,19 @@ form and needs the layer's input alone; everything after them is arithmetic on s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from delt.data.augment import enlarger, warp
+
+if TYPE_CHECKING:
+    from delt.models.kernels import Finish, Sums  # where a GPU is
 
 Targets = Mapping[str, Tensor]  # name of a convolution -> channel means, variances, patch means, variances, end to end
 
@@ -131,7 +134,8 @@ class Watched(torch.autograd.Function):
 
     Gives the output, means and variances, and the output once more: of two that take it, each has its own, so that their
     gradients arrive apart. One pass over them and the input gives the gradient of all, as a line per channel and group:
-    gradient * scale + offset + slope * x.
+    gradient * scale + offset + slope * x. Where the kernels ran, means and variances are empty until `Finished` has made
+    those of all layers from the sums that come last.
     """
 
     @staticmethod
@@ -141,16 +145,17 @@ class Watched(torch.autograd.Function):
             from delt.models import kernels
 
             assert layer.running_mean is not None
-            out, mean, var = kernels.normed(x, layer.scale, layer.shift, layer.running_mean, groups, other, relu)
+            out, sums = kernels.normed(x, layer.scale, layer.shift, layer.running_mean, groups, other, relu)
+            mean, var = torch.empty(2, groups, x.shape[1], dtype=torch.float32, device=x.device)
         else:
-            out, (mean, var) = layer.plain(x, other, relu), mean_and_variance(x, groups)
+            out, sums, (mean, var) = layer.plain(x, other, relu), None, mean_and_variance(x, groups)
         # what a ReLU after a sum cut is seen in its output alone
         ctx.save_for_backward(x, layer.scale, layer.shift, out if relu and ctx.added else None)
-        return out, mean, var, out.detach() if twice else None
+        return out, mean, var, out.detach() if twice else None, sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (x, scale, shift, output), (gradient, offset, slope, more) = ctx.saved_tensors, grads
+        (x, scale, shift, output), (gradient, offset, slope, more, _) = ctx.saved_tensors, grads
         if kernels_suit(x):
             from delt.models import kernels
 
@@ -165,6 +170,23 @@ class Watched(torch.autograd.Function):
         return own, None, None, passed if ctx.added else None, None, None
 
 
+class Finished(torch.autograd.Function):
+    """Means of several layers, then their variances, end to end [G, 2S], from the sums that the kernels took.
+
+    Args:
+        blank: those that `Watched` gave of each layer: all means, then all variances. What comes back is handed to them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, finish: Finish, sums: Sequence[Sums], *blank: Tensor) -> Tensor:
+        ctx.sizes = [one.shape[1] for one in blank]
+        return finish(sums)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *grads[0].split(ctx.sizes, 1)
+
+
 def kernels_suit(x: Tensor) -> bool:
     """Whether `delt.models.kernels` can take this tensor [N,C,H,W]."""
     return x.is_cuda and x.dtype != torch.float64 and x.is_contiguous(memory_format=torch.channels_last)
@@ -173,7 +195,7 @@ def kernels_suit(x: Tensor) -> bool:
 class FrozenNorm(nn.BatchNorm2d):
     """A BatchNorm2d layer in evaluation mode which measures its input in the same pass, where it is watched."""
 
-    watch: Callable[[Tensor, Tensor, Tensor], None] | None = None  # takes input, means and variances
+    watch: Callable[[Tensor, Tensor, Tensor, Sums | None], None] | None = None  # takes input, means, variances, what they are made of
     groups = 1
 
     @cached_property
@@ -203,11 +225,11 @@ class FrozenNorm(nn.BatchNorm2d):
         elif self.watch is None:
             out = again = self.plain(x, other, relu)
         elif fits:
-            out, mean, var, again = Watched.apply(x, self, self.groups, other, relu, twice)
-            self.watch(x, mean, var)
+            out, mean, var, again, sums = Watched.apply(x, self, self.groups, other, relu, twice)
+            self.watch(x, mean, var, sums)
         else:
-            out, mean, var, _ = Watched.apply(x, self, self.groups, None, False, False)
-            self.watch(x, mean, var)
+            out, mean, var, _, sums = Watched.apply(x, self, self.groups, None, False, False)
+            self.watch(x, mean, var, sums)
             out = again = _followed(out, other, relu)
         return (out, again) if twice else out
 
@@ -317,9 +339,11 @@ class StatisticsMatch:
         self.past: Tensor | None = None  # [G, S]: the moving average of all statistics, end to end
         self._means: list[Tensor] = []  # of the newest forward pass, [G, ..], layer by layer in the order in which they ran
         self._vars: list[Tensor] = []
+        self._sums: list[Sums | None] = []  # what means and variances are still to be made of
         self._shapes: list[tuple[str, int]] = []  # name of the layer, values per image behind each of its statistics
         self._images = 0  # per group
         self._plan: _Plan | None = None
+        self._finish: dict[tuple[Any, ...], Finish] = {}  # by the shapes of the sums; a recording may not make them anew
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     @property
@@ -345,7 +369,7 @@ class StatisticsMatch:
         self._forget()
 
     def _forget(self) -> None:
-        self._means, self._vars, self._shapes = [], [], []
+        self._means, self._vars, self._sums, self._shapes = [], [], [], []
 
     def _begin(self) -> None:
         """A forward pass begins."""
@@ -354,16 +378,17 @@ class StatisticsMatch:
             if isinstance(layer, FrozenNorm):
                 layer.groups = self.groups
 
-    def _watch(self, name: str) -> Callable[[Tensor, Tensor, Tensor], None]:
-        def note(x: Tensor, mean: Tensor, var: Tensor) -> None:
-            self._note(name, x, mean, var)
+    def _watch(self, name: str) -> Callable[[Tensor, Tensor, Tensor, Sums | None], None]:
+        def note(x: Tensor, mean: Tensor, var: Tensor, sums: Sums | None) -> None:
+            self._note(name, x, mean, var, sums)
             self._images = x.shape[0] // self.groups
 
         return note
 
-    def _note(self, name: str, part: Tensor, mean: Tensor, var: Tensor) -> None:
+    def _note(self, name: str, part: Tensor, mean: Tensor, var: Tensor, sums: Sums | None = None) -> None:
         self._means.append(mean)
         self._vars.append(var)
+        self._sums.append(sums)
         self._shapes.append((name, math.prod(part.shape[2:])))
 
     def _hook(self, name: str) -> Callable[..., None]:
@@ -379,9 +404,27 @@ class StatisticsMatch:
         """What the newest forward pass gave: call it, or `collect`, after each."""
         if self._plan is None or self._plan.shapes != self._shapes:
             self._plan = self._planned()
-        found = Measured(self._means, self._vars, self._images)
+        found = Measured(self._joined(), self._images)
         self._forget()
         return found
+
+    def _joined(self) -> Tensor:
+        """All means, then all variances, end to end [G, 2S]."""
+        means, variances = list(self._means), list(self._vars)
+        layers = [k for k, sums in enumerate(self._sums) if sums is not None]
+        if layers:
+            from delt.models.kernels import Finish
+
+            sums = [one for one in self._sums if one is not None]
+            if (shapes := Finish.of(sums)) not in self._finish:
+                self._finish[shapes] = Finish(sums)
+            found: Tensor = Finished.apply(self._finish[shapes], sums, *(means[k] for k in layers), *(variances[k] for k in layers))
+            if len(layers) == len(means):
+                return found
+            parts = found.split([means[k].shape[1] for k in layers] * 2, 1)
+            for k, mean, var in zip(layers, parts[: len(layers)], parts[len(layers) :], strict=True):
+                means[k], variances[k] = mean, var
+        return torch.cat([*means, *variances], 1)
 
     def collect(self, dropped: Tensor | None = None) -> Tensor:
         """Weighted distance per group [G] of what was measured in the newest forward pass: call it after each.
@@ -391,10 +434,10 @@ class StatisticsMatch:
                 first measurement, which an average that does not start from zero starts from all the same).
         """
         found = self.measured()
-        return self.distance(found.joined(), found.images, dropped)
+        return self.distance(found.values, found.images, dropped)
 
     def distance(self, measured: Tensor, images: int, dropped: Tensor | None = None) -> Tensor:
-        """Weighted distance per group [G] of statistics [G, 2S] of so many images each, that lie as `Measured.joined` puts them.
+        """Weighted distance per group [G] of statistics [G, 2S] of so many images each, that lie as in `Measured`.
 
         Its gradient is that of a layer's input, as `Moments` takes it; the moving average counts in its value alone (G-VBSM's
         score distillation).
@@ -447,23 +490,17 @@ class StatisticsMatch:
 
 @dataclass
 class Measured:
-    """Statistics of one forward pass, layer by layer, as `Moments` gave them."""
+    """Statistics of one forward pass, as `Moments` gave them."""
 
-    means: list[Tensor]  # of [G, ..]
-    variances: list[Tensor]
+    values: Tensor  # [G, 2S]: all means, then all variances, end to end, in the order in which the layers ran
     images: int  # of a group
 
     def with_more(self, other: Measured) -> Measured:
         """The statistics of both passes' images together (Chan, Golub, LeVeque 1979)."""
-        part, means, variances = other.images / (self.images + other.images), [], []
-        for mean, more, var, more_var in zip(self.means, other.means, self.variances, other.variances, strict=True):
-            means.append(mean + (more - mean) * part)
-            variances.append(var + (more_var - var) * part + (more - mean) ** 2 * part * (1 - part))
-        return Measured(means, variances, self.images + other.images)
-
-    def joined(self) -> Tensor:
-        """All means, then all variances, end to end [G, 2S]."""
-        return torch.cat([*self.means, *self.variances], 1)
+        part, (mean, var), (more, more_var) = other.images / (self.images + other.images), self.values.chunk(2, 1), other.values.chunk(2, 1)
+        means = mean + (more - mean) * part
+        variances = var + (more_var - var) * part + (more - mean) ** 2 * part * (1 - part)
+        return Measured(torch.cat([means, variances], 1), self.images + other.images)
 
 
 @dataclass
