@@ -246,7 +246,7 @@ def count_launches(load: Load, runtime: RuntimeConfig) -> int:
             span = step.inputs(1)
         assert step.span is not None and span is not None
         norms = sum(isinstance(layer, FrozenNorm) for layer in step.networks[0].modules())
-        kernels = 2 * norms + (norms > 0)  # Triton's are no operators of torch
+        kernels = 2 * norms + 2 * step.quick + 2 if norms else 0  # Triton's, no operators of torch: layers, crops, statistics, Adam
         return iteration.count + kernels + -(-prepared.count // (step.span.stop - step.span.start))
 
 

@@ -26,6 +26,7 @@ from delt.data.augment import (
     pad_crop,
     random_resized_crop,
     shuffle_patches,
+    taps,
     warp,
 )
 
@@ -325,3 +326,17 @@ def test_beta_has_the_moments_of_beta(alpha: float) -> None:
     assert abs(values.mean() - 0.5) < 4 * np.sqrt(variance / 2000)
     assert values.var() == pytest.approx(variance, rel=0.1)
     assert len(np.unique(values)) == 2000
+
+
+def test_taps_are_where_operators_are_not_zero() -> None:
+    draws, size, count = torch.Generator().manual_seed(0), 11, 200
+    length = torch.randint(1, size + 1, (count,), generator=draws)
+    start = torch.randint(-3, size, (count,), generator=draws)  # over the border on either side, too
+    flips = torch.rand(count, generator=draws) < 0.5
+    operators = axis_operator(start, length, size, flips, torch.randint(size, (count,), generator=draws))
+    found = taps(operators)
+    assert found.shape == (count, 4, size) and found.dtype == torch.int32
+    for matrix, (first, many, top, high) in zip(operators, found.tolist(), strict=True):
+        for k in range(size):
+            for line, begin, number in ((matrix[k], first[k], many[k]), (matrix[:, k], top[k], high[k])):
+                assert {(begin + step) % size for step in range(number)} == set(line.nonzero().flatten().tolist())

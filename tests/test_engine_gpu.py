@@ -139,7 +139,10 @@ def test_crops_are_torchvisions() -> None:
     with settings(resolve(RuntimeConfig(device="cuda", precision="fp32"))):
         for t in range(20, 40):
             inputs, (box, flip, shift) = step.inputs(t), step.draws.one(task.groups[0], t)
-            ours = warp(images, inputs.rows[:, :1], inputs.cols[:, :1]).squeeze(1)
+            operators = inputs.rows[:, :1], inputs.cols[:, :1], inputs.taps[:, :1]
+            ours = warp(images, *operators[:2]).squeeze(1)
+            assert step.quick
+            assert (step.augment(images.squeeze(1), operators, step.place[:4]) - ours).abs().max() < 1e-6
             theirs = tv.resized_crop(images.squeeze(1), *box.tolist(), [32, 32], antialias=True)
             theirs = torch.roll(theirs.flip(-1) if bool(flip) else theirs, shift.tolist(), (2, 3))
             assert (ours - theirs).abs().max() < 2e-6

@@ -318,6 +318,6 @@ def test_a_good_run_is_the_same_bits_whether_it_is_waited_for_or_not(monkeypatch
 
 
 def test_a_sum_that_grows_too_large_is_refused_too() -> None:
-    large, inputs = torch.full((2, 1, 1, 1), 3e38), Inputs(*[torch.ones(1, 1, 1, 1)] * 4)
+    large, inputs = torch.full((2, 1, 1, 1), 3e38), Inputs(*[torch.ones(1, 1, 1, 1)] * 5)
     with pytest.raises(NotFinite, match="the gradient of group 0 at iteration 0"):
         Finite(1, torch.device("cpu"))(large, torch.zeros(2), torch.zeros(1), inputs)

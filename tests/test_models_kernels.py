@@ -101,17 +101,42 @@ for rate, widen in ((normal(1, 1, 1, 1).abs(), normal(1, 1, 1, 1).abs()), (norma
     for found, wanted in zip((images, first, second), (x, m, v)):
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), (found - wanted).abs().max()
 
+from delt.data.augment import axis_operator, taps, warp
+
+def of(*shape, most):
+    return torch.randint(most, shape, generator=draws)
+
+for clocks, groups, size, channels, dtype in ((1, 3, 9, 3, torch.float32), (2, 2, 20, 1, torch.float16), (1, 1, 17, 4, torch.float32)):
+    each, n = clocks * groups, 4
+    length = 1 + of(each, most=size)
+    start = (of(each, most=size) * (size - length + 1)) // size - (2 if size == 17 else 0)  # a border of zeros, too
+    length[0], start[0] = size, 0
+    flips = of(each, most=2).bool()
+    rows, cols = (axis_operator(start, length, size, own, of(each, most=size)).unflatten(0, (clocks, groups)) for own in (None, flips))
+    held = torch.stack([taps(rows), taps(cols)], -3)
+    place = of(n, most=clocks) if clocks > 1 else None
+    images, pull = normal(n * groups, channels, size, size), normal(n * groups, channels, size, size).to(dtype)
+    given = images.double().requires_grad_()
+    per = (rows[place], cols[place]) if clocks > 1 else (rows, cols)
+    exact = warp(given.unflatten(0, (-1, groups)), *(one.double() for one in per)).flatten(0, 1)
+    (gradient,) = torch.autograd.grad(exact, given, pull.double())
+    found = kernels.warped(images, (rows, cols, held), place, dtype)
+    back = kernels.warped(pull, (rows, cols, held), place, torch.float32, back=True)
+    close = 2e-3 if dtype == torch.float16 else 2e-6
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last) and back.is_contiguous()
+    assert ((found - exact).abs() / (1 + exact.abs())).max() < close and (back - gradient).abs().max() < 2e-6 * (1 + gradient.abs().max())
+
 from delt.models import fused, statistics
 from delt.models.zoo import build
 
-plain = build("resnet18", 5, 3, 16, 4, generator_seed=0)
+plain = build("resnet18", 5, 3, 8, 4, generator_seed=0)
 for layer in plain.modules():
     if isinstance(layer, torch.nn.BatchNorm2d):
         layer.running_mean.copy_(normal(len(layer.running_mean)))
 plain = plain.eval().requires_grad_(False)
 network = fused.fuse(copy.deepcopy(plain).to(memory_format=torch.channels_last))
 statistics.kernels_suit = lambda x: x.dtype != torch.float64 and x.is_contiguous(memory_format=torch.channels_last)  # as on a GPU
-images, asked = normal(4, 3, 16, 16).contiguous(memory_format=torch.channels_last), []
+images, asked = normal(4, 3, 8, 8).contiguous(memory_format=torch.channels_last), []
 applied = kernels.applied
 kernels.applied = lambda *given: asked.append(given) or applied(*given)
 with torch.no_grad():
@@ -122,7 +147,7 @@ assert len(asked) == 20  # what is unwatched and wants a gradient is left to tor
 
 normed, watched = kernels.normed, []
 kernels.normed = lambda *given: watched.append(given) or normed(*given)
-targets = statistics.remember_convolutions(plain, [normal(8, 3, 16, 16)], 4)
+targets = statistics.remember_convolutions(plain, [normal(8, 3, 8, 8)], 4)
 for convolutions in (None, targets):  # sums alone, and beside statistics that are there already
     found = []
     for model in (plain.double(), network):
@@ -134,8 +159,111 @@ for convolutions in (None, targets):  # sums alone, and beside statistics that a
     for exact, ours in zip(*found):
         assert (ours - exact).abs().max() < 1e-4 * exact.abs().max(), (ours - exact).abs().max() / exact.abs().max()
 assert len(watched) == 40
+
+from dataclasses import replace
+
+from delt.bench import Load, pack_of
+from delt.config import RuntimeConfig
+from delt.engine.memory import Split
+from delt.engine.step import Step
+from delt.runtime import lowered, resolve
+
+def gradient(quick, clock, split):  # of a step as on a GPU, or as it is in float64
+    load = Load(8, "resnet18", 4, ipc=4, group=4, iterations=8, sub_batches=2)
+    runtime = resolve(RuntimeConfig(device="cpu", memory_format="channels_last" if quick else "contiguous"))
+    task, _ = pack_of(load, runtime, groups=2)
+    step = Step(replace(task, config=replace(task.config, clock=clock)), torch.device("cpu"))
+    step.quick, step.split = quick, split
+    if quick:
+        step.networks = [fused.fuse(lowered(copy.deepcopy(task.teacher.model), runtime))]
+        step.matches = [step.match(task.teacher, 0)]
+    else:
+        step.networks[0].double()
+        step.start = step.start.double()
+    with step:
+        return step.gradient(step.begin(), step.inputs(5), 5, step.active(5))[0].double()
+
+asked.clear()
+warped = kernels.warped
+kernels.warped = lambda *given, **how: asked.append(given) or warped(*given, **how)
+for clock, split in (("global", Split(2)), ("own", Split(1, 3))):
+    exact = gradient(False, clock, Split(2))
+    assert not asked and (gradient(True, clock, split) - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert len(asked) == (2 if clock == "global" else 2 * 2 * 3)  # each way; chunks are asked once more for their statistics alone
+    asked.clear()
 print("equal")
 """
+
+
+COMPILE = """
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+class Absent:
+    '''A GPU of this kind, as far as compiling goes.'''
+
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", int(sys.argv[1]), 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+driver.set_active(Absent())
+
+from delt.models import kernels
+
+made = {}
+
+def compiled(self, grid):
+    def take(*given, **sizes):
+        made.setdefault(self.__name__, []).append(self.warmup(*given, grid=grid, **sizes).asm["cubin"])
+    return take
+
+JITFunction.__getitem__ = compiled
+for shape, groups in (((70, 64, 32, 32), 10), ((6, 3, 5, 7), 2)):
+    x, channels = torch.randn(shape).half().contiguous(memory_format=torch.channels_last), shape[1]
+    one, line = torch.randn(channels), torch.randn(groups, 2 * channels).chunk(2, 1)
+    sums = []
+    for added, relu, more in ((None, True, None), (x, True, x)):
+        out, its = kernels.normed(x, one, one, one, groups, added, relu)
+        sums.append(its)
+        kernels.applied(x, one, one, added, relu)
+        kernels.pulled(x, x, one, one, *line, more=more, relu=relu, added=added is not None, output=out)
+    kernels.Finish(sums)(sums)
+    out, chosen = kernels.pooled(x, 3, 2, 1)
+    kernels.unpooled(out, chosen, *shape[2:], 3, 2, 1, more=out)
+images, one = torch.randn(6, 3, 32, 32), torch.ones(1, 1, 1, 1)
+kernels.shuffled(kernels.unshuffled(images.half().contiguous(memory_format=torch.channels_last), 3, 16), 3, 32, 32, 3)
+for clocks in (1, 2):
+    operators = torch.zeros(clocks, 2, 32, 32), torch.zeros(clocks, 2, 32, 32), torch.zeros(clocks, 2, 2, 4, 32, dtype=torch.int32)
+    place = torch.zeros(3, dtype=torch.long) if clocks > 1 else None
+    kernels.warped(kernels.warped(images, operators, place, torch.float16), operators, place, torch.float32, back=True)
+kernels.adam(images, (images, images), images, (one, one), (one.expand(1, 3, 1, 1),) * 2, (0.5, 0.9), 1e-8, torch.tensor(True))
+kinds = {name for name, value in vars(kernels).items() if isinstance(value, JITFunction)}
+assert set(made) == kinds, kinds - set(made)
+look = pathlib.Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+for name, codes in made.items():
+    for code in codes:
+        assert code[:4] == b"\\x7fELF"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(code)
+            file.flush()
+            used = subprocess.run([look, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        assert "STACK:0 " in used and "LOCAL:0 " in used, (name, used)  # all that it reckons with stays in registers
+print("compiled", sum(map(len, made.values())))
+"""
+
+
+def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
+    pytest.importorskip("triton.backends.nvidia")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", COMPILE, "90"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("compiled"), done.stderr
 
 
 def test_kernels_are_plain_torch() -> None:

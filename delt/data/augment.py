@@ -100,6 +100,18 @@ def warp(images: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return rows.to(images).unsqueeze(-3) @ images @ cols.to(images).unsqueeze(-3).mT
 
 
+def taps(operators: Tensor) -> Tensor:
+    """Where operators [..., size, size] are not zero, int32 [..., 4, size]: first place and number in each row, then in each column.
+
+    In those of `axis_operator` such places lie side by side, on past the end to the beginning.
+    """
+    held, found = operators != 0, []
+    for axis in (-1, -2):
+        begins = held & ~held.roll(1, axis)
+        found += [begins.to(torch.uint8).argmax(axis), held.sum(axis)]
+    return torch.stack(found, -2).to(torch.int32)
+
+
 def random_resized_crop(images: Tensor, smallest: float, flip: bool, streams: Streams) -> Tensor:
     """A crop, and a mirroring with probability one half where `flip` is set, of its own for each image [N,C,H,W]."""
     size = images.shape[-1]

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from delt import storage
 from delt.artifacts.snapshots import Frame
 from delt.artifacts.teacher import Teacher
-from delt.data.augment import warp
+from delt.data.augment import taps, warp
 from delt.data.images import denormalise
 from delt.densification import densification
 from delt.engine.draws import BLOCK, Draws
@@ -34,7 +34,7 @@ from delt.engine.pixels import kept_pixels, resized, small_side, starting_images
 from delt.errors import DeltError
 from delt.models.fused import fuse, regular_stem
 from delt.models.statistics import StatisticsMatch, patch_side
-from delt.runtime import Emit, Replay, given_to, is_out_of_memory, lowered, send, silent, stream
+from delt.runtime import HALVES, Emit, Replay, given_to, is_out_of_memory, lowered, send, silent, stream
 from delt.schedule import learning_rate
 
 EPS = 1e-8  # of Adam
@@ -72,17 +72,38 @@ class State:
         self.readings, self.t = meta["readings"], meta["t"]
 
 
+Operators = tuple[Tensor, Tensor, Tensor]  # rows, cols and taps of `Inputs`, of some groups
+
+
+class Warped(torch.autograd.Function):
+    """`warp` of images and the cast to what a network takes, by the kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, operators: Operators, place: Tensor | None, dtype: torch.dtype) -> Tensor:
+        from delt.models import kernels
+
+        ctx.operators, ctx.place, ctx.dtype = operators, place, images.dtype
+        return kernels.warped(images, operators, place, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        from delt.models import kernels
+
+        return kernels.warped(grads[0], ctx.operators, ctx.place, ctx.dtype, back=True), None, None, None
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What one iteration needs besides the images: crops for all groups, and Adam's factors for all active images."""
 
     rows: Tensor  # [K,G,H,H], K crops per group: one, or one per active sub-batch
     cols: Tensor  # [K,G,W,W]
+    taps: Tensor  # int32 [K,G,2,4,H], what `taps` finds in both; [K,G,0] where no kernel asks for it
     rate: Tensor  # step size, corrected for the first moment's start from zero: [1,1,1,1] or [N,1,1,1]
     widen: Tensor  # correction of the root of the second moment, likewise
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.rows, self.cols, self.rate, self.widen
+        return self.rows, self.cols, self.taps, self.rate, self.widen
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,8 @@ class Step:
         self.forward = torch.compile(self._forward) if self.runtime.compile == "on" else self._forward
         alike = len(self.networks) == 1 and not (self.config.average or self.config.drop or self.config.densify)
         self.replay = Replay(self.runtime.graphs == "on" and alike)  # the same work from one iteration to the next
+        plain = self.runtime.compile == "on" or self.config.densify  # which looks at them, too
+        self.quick = self.device.type == "cuda" and self.runtime.memory_format == "channels_last" and not plain  # crops by a kernel
         self.still: Inputs | None = None  # what a recording reads
         self.noted: list[tuple[int, tuple[Tensor, Tensor]]] = []  # losses that are still on the device
 
@@ -263,9 +286,10 @@ class Step:
         most = max(1, SPAN_BYTES // (clocks * self.groups * 8 * side * side))
         stop = min(t + most, min(end for end in ends if end > t))
         rows, cols = self.draws.crops(t, stop).operators(self.device)
+        held = torch.stack([taps(rows), taps(cols)], -3) if self.quick else rows.new_empty(*rows.shape[:3], 0, dtype=torch.int32)
         dtype = self.start.dtype
         rate, widen = (send(part.to(dtype), self.device) for part in self.factors(t, stop))
-        return Span(t, stop, Inputs(rows.to(dtype), cols.to(dtype), rate, widen))
+        return Span(t, stop, Inputs(rows.to(dtype), cols.to(dtype), held, rate, widen))
 
     def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Adam's two factors for iterations with the same active images, float64 [T,1,1,1,1] or [T,N,1,1,1].
@@ -296,8 +320,7 @@ class Step:
             own = Part(
                 self._of(images, groups),
                 self._of(self.labels[:count], groups),
-                inputs.rows[:, groups],
-                inputs.cols[:, groups],
+                (inputs.rows[:, groups], inputs.cols[:, groups], inputs.taps[:, groups]),
                 None if dropped is None else dropped[groups],
                 None if past is None else past[groups],
             )
@@ -321,12 +344,12 @@ class Step:
 
     def _whole(self, turn: int, part: Part) -> Pulled:
         """All images of some groups in one pass."""
-        match, images, groups = self.matches[turn], part.images.requires_grad_(), part.rows.shape[1]
+        match, images, groups = self.matches[turn], part.images.requires_grad_(), part.operators[0].shape[1]
         match.groups, match.past = groups, part.past
         place = self.place[: len(images) // groups]
         if self.runtime.compile == "on":
             self._prepare_to_compile(turn, images, part.labels, place)
-        entropy, measured, views = self.forward(turn, images, part.labels, part.rows, part.cols, place)
+        entropy, measured, views = self.forward(turn, images, part.labels, part.operators, place)
         distance = match.distance(measured, len(place), part.dropped)
         terms = [(entropy, 1 / len(place)), (distance, self.config.bn_weight)]
         if self.config.densify:
@@ -345,9 +368,9 @@ class Step:
         for tensor in (images, *more):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
-    def _forward(self, turn: int, images: Tensor, labels: Tensor, rows: Tensor, cols: Tensor, place: Tensor) -> tuple[Tensor, ...]:
+    def _forward(self, turn: int, images: Tensor, labels: Tensor, operators: Operators, place: Tensor) -> tuple[Tensor, ...]:
         """Cross-entropy per image, statistics [G, 2S], and what the teacher saw."""
-        views = self.augment(images, rows, cols, place)
+        views = self.augment(images, operators, place)
         logits = self.networks[turn](given_to(views, self.runtime))
         found = self.matches[turn].measured()
         wide = logits if logits.dtype == torch.float64 else logits.float()
@@ -364,7 +387,7 @@ class Step:
         chunks = torch.arange(len(part.images), device=self.device).split(size)
 
         def views(rows: Tensor, images: Tensor) -> Tensor:
-            return self.augment(images, part.rows, part.cols, self.place[rows])
+            return self.augment(images, part.operators, self.place[rows])
 
         with torch.no_grad():
             sums = None
@@ -388,7 +411,7 @@ class Step:
         gradient = torch.cat(gradients)
         if self.config.densify:
             images = part.images.requires_grad_()
-            seen = self.augment(images, part.rows, part.cols, self.place[: len(images)])
+            seen = self.augment(images, part.operators, self.place[: len(images)])
             value = self.config.densify * self.densification(seen, part.labels, 1)
             gradient = gradient + torch.autograd.grad(value, images, torch.full_like(value, self.scale))[0]
         return Pulled(self._unscaled(gradient), torch.cat(entropies), distance.detach(), match.past)
@@ -396,9 +419,17 @@ class Step:
     def _unscaled(self, gradient: Tensor) -> Tensor:
         return gradient.mul_(1 / LOSS_SCALE) if self.runtime.precision == "fp16" else gradient
 
-    def augment(self, images: Tensor, rows: Tensor, cols: Tensor, place: Tensor) -> Tensor:
-        """Crop, mirror and shift: one draw per group and iteration (per sub-batch, `place` [n], where each has its own clock)."""
-        if self.config.clock == "own":
+    def augment(self, images: Tensor, operators: Operators, place: Tensor) -> Tensor:
+        """Crop, mirror and shift: one draw per group and iteration (per sub-batch, `place` [n], where each has its own clock).
+
+        Where a kernel does it, they come as the network takes them.
+        """
+        rows, cols, _ = operators
+        own = self.config.clock == "own"
+        if self.quick and images.dtype == torch.float32:
+            found: Tensor = Warped.apply(images, operators, place if own else None, HALVES.get(self.runtime.precision, images.dtype))
+            return found
+        if own:
             rows, cols = rows[place], cols[place]
         return warp(images.unflatten(0, (-1, rows.shape[1])), rows, cols).flatten(0, 1)
 
@@ -578,8 +609,7 @@ class Part:
 
     images: Tensor  # [n*g,C,H,W]
     labels: Tensor
-    rows: Tensor  # [K,g,H,H]
-    cols: Tensor
+    operators: Operators
     dropped: Tensor | None  # bool [g, convolutions]
     past: Tensor | None  # [g, 2S]: moving averages
 

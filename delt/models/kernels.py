@@ -5,14 +5,16 @@
   in plain torch.
 - Max-pooling, and 2 x 2 pixels as channels (`pooled`, `unshuffled`), which torch's own operators are slow at for
   channels-last images. `delt.models.fused` says what they compute.
+- Crops, as the network takes them, and their gradient: `warped`; in plain torch `delt.data.augment.warp` and a cast.
 - Adam's step on the images, clamped to valid pixels: `adam`; in plain torch in `delt.engine.step`.
 
-Written for images of 16 or 32 bits, channels-last but for `adam`; imported where a GPU is. Sums are taken in a fixed order:
-equal inputs, equal bits.
+Written for images of 16 or 32 bits, channels-last but for those that are optimised; imported where a GPU is. Sums are
+taken in a fixed order: equal inputs, equal bits.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +25,7 @@ ROWS = 32  # pixels that a program reads at once
 PARTS = 256  # most partial sums per group and channel
 TURNS = 8  # that a program takes before it pays to have one more
 BLOCK = 1024  # pixels of an image that a program steps
+NUMBERS = 256  # of a crop that a program makes
 NOTHING, OWN, OUTPUT = 0, 1, 2  # where the way back finds what the ReLU cut: no ReLU, the layer's own output, the sum's
 
 
@@ -170,9 +173,10 @@ def _unpooled(  # type: ignore[no-untyped-def]
             here = inside & ((i >= 0) & (i < high) & (j >= 0) & (j < wide) & (dy < KERNEL) & (dx < KERNEL))[:, None]
             place = ((image.to(tl.int64) * high + i) * wide + j)[:, None] * channels + c[None, :]
             its = tl.load(chosen + place, mask=here, other=255).to(tl.int32) == (dy * KERNEL + dx)[:, None]
-            found += tl.load(gradient + place, mask=here & its, other=0.0).to(tl.float32)
+            pull = tl.load(gradient + place, mask=here & its, other=0.0).to(tl.float32)
             if MORE:
-                found += tl.load(more + place, mask=here & its, other=0.0).to(tl.float32)
+                pull += tl.load(more + place, mask=here & its, other=0.0).to(tl.float32)
+            found += pull
     tl.store(out + row[:, None].to(tl.int64) * channels + c[None, :], found.to(out.dtype.element_ty), mask=inside)
 
 
@@ -200,6 +204,40 @@ def _shuffled(gradient, out, height, width, high, wide, total, channels, PAD: tl
 
 
 @triton.jit
+def _warped(  # type: ignore[no-untyped-def]
+    x, rows, cols, taps, place, out, groups, clock, group_step, tap_clock, tap_group,
+    SIZE: tl.constexpr, CHANNELS: tl.constexpr, CLOCKS: tl.constexpr, BACK: tl.constexpr, NUMBERS: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(0)
+    group = image % groups
+    clock_of = tl.load(place + image // groups) if CLOCKS else 0
+    axis = (clock_of * clock + group * group_step).to(tl.int64)
+    lines = taps + clock_of * tap_clock + group * tap_group + (2 * SIZE if BACK else 0)
+    at = tl.program_id(1) * NUMBERS + tl.arange(0, NUMBERS)  # as they lie in what comes out
+    pixels: tl.constexpr = SIZE * SIZE
+    here = at < pixels * CHANNELS
+    pixel, channel = (at % pixels, at // pixels) if BACK else (at // CHANNELS, at % CHANNELS)
+    i, j = pixel // SIZE, pixel % SIZE
+    first, many = tl.load(lines + i, mask=here, other=0), tl.load(lines + SIZE + i, mask=here, other=0)
+    left, wide = tl.load(lines + 4 * SIZE + j, mask=here, other=0), tl.load(lines + 5 * SIZE + j, mask=here, other=0)
+    source = x + image.to(tl.int64) * pixels * CHANNELS
+    found = tl.zeros((NUMBERS,), tl.float32)
+    for down in range(tl.max(many)):
+        y = first + down
+        y = tl.where(y >= SIZE, y - SIZE, y)
+        inside = down < many
+        share = tl.load(rows + axis + (y * SIZE + i if BACK else i * SIZE + y), mask=inside, other=0.0)
+        for right in range(tl.max(wide)):
+            z = left + right
+            z = tl.where(z >= SIZE, z - SIZE, z)
+            both = inside & (right < wide)
+            weight = share * tl.load(cols + axis + (z * SIZE + j if BACK else j * SIZE + z), mask=both, other=0.0)
+            its = (y * SIZE + z) * CHANNELS + channel if BACK else channel * pixels + y * SIZE + z
+            found += weight * tl.load(source + its, mask=both, other=0.0).to(tl.float32)
+    tl.store(out + image.to(tl.int64) * pixels * CHANNELS + at, found.to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit
 def _adam(  # type: ignore[no-untyped-def]
     images, first, second, gradient, rate, widen, low, high, well, keep1, keep2, eps, pixels, channels,
     OWN_RATE: tl.constexpr, BLOCK: tl.constexpr,
@@ -220,6 +258,11 @@ def _adam(  # type: ignore[no-untyped-def]
     tl.store(first + place, mean, mask=here)
     tl.store(second + place, square, mask=here)
     tl.store(images + place, moved, mask=here)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *given: Any, **sizes: Any) -> None:
+    """Run a kernel; a product and the sum it goes into are rounded once, whatever this Triton does by itself."""
+    kernel[grid](*given, enable_fp_fusion=True, **sizes)
 
 
 def _width(channels: int) -> int:
@@ -262,7 +305,7 @@ class Finish:
         given = torch.cat([one.parts.view(-1) for one in sums])
         groups = sums[0].parts.shape[1]
         out = torch.empty(groups, 2 * self.total, dtype=torch.float32, device=given.device)
-        _finished[(groups, len(self.table))](given, self.centre, self.table, out, self.total, PARTS=self.parts, WIDTH=self.BLOCK)
+        _launch(_finished, (groups, len(self.table)), given, self.centre, self.table, out, self.total, PARTS=self.parts, WIDTH=self.BLOCK)
         return out
 
 
@@ -283,7 +326,8 @@ def normed(
     parts = -(-rows // (ROWS * rounds))
     sums = torch.empty(2, groups, parts, channels, dtype=torch.float32, device=x.device)
     out, other = torch.empty_like(x), None if other is None else other.contiguous(memory_format=torch.channels_last)
-    _normed[(parts, groups, across)](
+    _launch(
+        _normed, (parts, groups, across),
         x, x if other is None else other, scale, shift, centre, out, sums, pixels, rows, channels, groups, parts, rounds,
         ADD=other is not None, RELU=relu, ROWS=ROWS, WIDTH=wide,
     )  # fmt: skip
@@ -295,8 +339,20 @@ def applied(x: Tensor, scale: Tensor, shift: Tensor, other: Tensor | None = None
     channels = x.shape[1]
     total, wide = x.numel() // channels, _width(channels)
     out, other = torch.empty_like(x), None if other is None else other.contiguous(memory_format=torch.channels_last)
-    _applied[(-(-total // ROWS), -(-channels // wide))](
-        x, x if other is None else other, scale, shift, out, total, channels, ADD=other is not None, RELU=relu, ROWS=ROWS, WIDTH=wide
+    _launch(
+        _applied,
+        (-(-total // ROWS), -(-channels // wide)),
+        x,
+        x if other is None else other,
+        scale,
+        shift,
+        out,
+        total,
+        channels,
+        ADD=other is not None,
+        RELU=relu,
+        ROWS=ROWS,
+        WIDTH=wide,
     )
     return out
 
@@ -332,7 +388,8 @@ def pulled(
     total, wide, pixels = x.numel() // channels, _width(channels), x.shape[2] * x.shape[3]
     cut = NOTHING if not relu else OUTPUT if added else OWN
     assert cut != OUTPUT or output is not None
-    _pulled[(-(-total // ROWS), -(-channels // wide))](
+    _launch(
+        _pulled, (-(-total // ROWS), -(-channels // wide)),
         gradient, x if more is None else more, x, x if output is None else output, scale, shift, offset, slope, out, passed,
         pixels, total, channels, groups, offset.stride(0), slope.stride(0),
         MORE=more is not None, CUT=cut, PASS=passes, EVEN=pixels % ROWS == 0, ROWS=ROWS, WIDTH=wide,
@@ -346,8 +403,23 @@ def pooled(x: Tensor, kernel: int, stride: int, pad: int) -> tuple[Tensor, Tenso
     high, wide = ((side + 2 * pad - kernel) // stride + 1 for side in (height, width))
     out = torch.empty(count, channels, high, wide, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     chosen, total, across = torch.empty_like(out, dtype=torch.uint8), count * high * wide, _width(channels)
-    _pooled[(-(-total // ROWS), -(-channels // across))](
-        x, out, chosen, height, width, high, wide, total, channels, KERNEL=kernel, STRIDE=stride, PAD=pad, ROWS=ROWS, WIDTH=across
+    _launch(
+        _pooled,
+        (-(-total // ROWS), -(-channels // across)),
+        x,
+        out,
+        chosen,
+        height,
+        width,
+        high,
+        wide,
+        total,
+        channels,
+        KERNEL=kernel,
+        STRIDE=stride,
+        PAD=pad,
+        ROWS=ROWS,
+        WIDTH=across,
     )
     return out, chosen
 
@@ -364,9 +436,11 @@ def unpooled(
     more = None if more is None else more.contiguous(memory_format=torch.channels_last)
     out = torch.empty(count, channels, height, width, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
     total, across = count * height * width, _width(channels)
-    _unpooled[(-(-total // ROWS), -(-channels // across))](
+    rows = ROWS if more is None else ROWS // 2  # so that all that is read at once fits into registers
+    _launch(
+        _unpooled, (-(-total // rows), -(-channels // across)),
         gradient, gradient if more is None else more, chosen, out, height, width, high, wide, total, channels,
-        MORE=more is not None, KERNEL=kernel, STRIDE=stride, PAD=pad, REACH=-(-kernel // stride), ROWS=ROWS, WIDTH=across,
+        MORE=more is not None, KERNEL=kernel, STRIDE=stride, PAD=pad, REACH=-(-kernel // stride), ROWS=rows, WIDTH=across,
     )  # fmt: skip
     return out
 
@@ -377,7 +451,7 @@ def unshuffled(x: Tensor, pad: int, deep: int) -> Tensor:
     high, wide = ((side + 2 * pad + 1) // 2 for side in (height, width))
     out = torch.empty(count, deep, high, wide, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     total = count * high * wide
-    _unshuffled[(-(-total // (4 * ROWS)),)](x, out, height, width, high, wide, total, channels, PAD=pad, ROWS=4 * ROWS, WIDTH=deep)
+    _launch(_unshuffled, (-(-total // (4 * ROWS)),), x, out, height, width, high, wide, total, channels, PAD=pad, ROWS=4 * ROWS, WIDTH=deep)
     return out
 
 
@@ -387,7 +461,30 @@ def shuffled(gradient: Tensor, channels: int, height: int, width: int, pad: int)
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     out = torch.empty(count, channels, height, width, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
     total = count * height * width
-    _shuffled[(-(-total // (4 * ROWS)),)](gradient, out, height, width, high, wide, total, channels, PAD=pad, DEEP=deep, ROWS=4 * ROWS)
+    blocks = (-(-total // (4 * ROWS)),)
+    _launch(_shuffled, blocks, gradient, out, height, width, high, wide, total, channels, PAD=pad, DEEP=deep, ROWS=4 * ROWS)
+    return out
+
+
+def warped(x: Tensor, operators: tuple[Tensor, Tensor, Tensor], place: Tensor | None, dtype: torch.dtype, *, back: bool = False) -> Tensor:
+    """Axis operators applied to square images [N,C,H,H], which become channels-last in `dtype`; with `back`, the gradient of them.
+
+    Args:
+        x: contiguous; with `back` channels-last, and what comes out is contiguous.
+        operators: rows and columns, float32 [K,G,H,H] and alike in strides, and `delt.data.augment.taps` of both, int32 [K,G,2,4,H];
+            image i is of group i % G.
+        place: which of the K image i has, at i // G of int64 [N / G]; None where K is 1.
+    """
+    (count, channels, size, _), (rows, cols, taps) = x.shape, operators
+    x = x.contiguous(memory_format=torch.channels_last if back else torch.contiguous_format)
+    form = torch.contiguous_format if back else torch.channels_last
+    out = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=form)
+    _launch(
+        _warped, (count, -(-channels * size * size // NUMBERS)),
+        x, rows, cols, taps, rows if place is None else place, out,
+        rows.shape[1], rows.stride(0), rows.stride(1), taps.stride(0), taps.stride(1),
+        SIZE=size, CHANNELS=channels, CLOCKS=place is not None, BACK=back, NUMBERS=NUMBERS,
+    )  # fmt: skip
     return out
 
 
@@ -410,7 +507,9 @@ def adam(
     count, channels, height, width = images.shape
     pixels, own, alive = height * width, max(map(len, factors)), well.view(torch.uint8)
     rate, widen = (part.expand(own, 1, 1, 1).contiguous() for part in factors)
-    _adam[(count * channels, -(-pixels // BLOCK))](
+    _launch(
+        _adam,
+        (count * channels, -(-pixels // BLOCK)),
         images,
         *moments,
         gradient,
