@@ -32,7 +32,7 @@ from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import Patches, Ranking
 from delt.artifacts.scores import Score, Scores
 from delt.artifacts.synthetic import PARTIAL, SyntheticSet
-from delt.artifacts.teacher import Teacher
+from delt.artifacts.teacher import Teacher, file_of
 from delt.checks import check_images, check_names, check_stages
 from delt.config import STAGES, RunConfig, TeacherConfig, flatten
 from delt.data.given import list_given
@@ -127,8 +127,8 @@ def absolute(config: RunConfig) -> RunConfig:
     dataset, root, weights, folder = config.dataset, config.data.root, config.teacher.weights, config.rank.folder
     if dataset.startswith(OWN_FOLDER):
         dataset = OWN_FOLDER + str(Path(dataset.removeprefix(OWN_FOLDER)).expanduser().resolve())
-    if weights != "train" and Path(weights).exists():
-        weights = str(Path(weights).resolve())
+    if weights != "train" and (place := Path(weights).expanduser()).exists():
+        weights = str(file_of(place).resolve())  # the file itself, whose hash says whether it is the one that a run began with
     return replace(
         config,
         dataset=dataset,

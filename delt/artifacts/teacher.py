@@ -127,13 +127,13 @@ class Teacher:
 
     @classmethod
     def load(cls, path: Path | str) -> Teacher:
-        """Read a saved teacher from its .safetensors file, or from a folder that holds one.
+        """Read a saved teacher from its .safetensors file, from a folder that holds one, or from a run folder.
 
         Raises:
             TeacherError: nothing there, several and none named teacher, no card beside the weights, or they do not fit.
             IntegrityError: the card was changed, or the weights are not those that were saved with it.
         """
-        file = _file_of(Path(path))
+        file = file_of(Path(path).expanduser())
         card = file.with_name(f"{file.name.removesuffix('.safetensors')}.json")
         if not card.is_file():
             raise TeacherError(f"{file} has no card {card.name} beside it; give a teacher that a run saved, or load it as plain weights")
@@ -255,13 +255,18 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a scalar"
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
+    """The weights that a path means: this file, the one of a folder, or a run folder's teacher.
+
+    Raises:
+        TeacherError: there are none, or several of which none is named teacher.
+    """
     if path.is_file():
         return path
     found = sorted(path.glob("*.safetensors"))
-    named = path / "teacher.safetensors"
-    if named in found:
-        return named
+    for named in (path / "teacher.safetensors", path / "teachers" / "teacher.safetensors"):  # the second: a run folder was given
+        if named.is_file():
+            return named
     if len(found) == 1:
         return found[0]
     if found:
