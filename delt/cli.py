@@ -35,6 +35,9 @@ STAGES = {
 FROM_IMAGES = ("config", "method", "ipc", "iterations", "round_iterations", "sub_batches")  # settled by --images, as are rank_ and recover_
 
 
+PLACES = ("out", "config", "images")
+
+
 def _from_images(given: dict[str, Any]) -> dict[str, Any]:
     """The flags of `delt evaluate` with those of images from elsewhere put into the words of `delt run`."""
     from delt.data.given import count_given
@@ -57,7 +60,8 @@ def _configured(settings: Any) -> tuple[Any, Path]:
     from delt.methods import changed, configure
     from delt.results import read_config
 
-    given = _from_images(flags_given(settings))
+    places = {name: Path(value).expanduser() for name, value in flags_given(settings).items() if name in PLACES}  # no shell does in --out=~/a
+    given = _from_images(flags_given(settings) | places)
     out, source = given.pop("out", None), given.pop("config", None)
     if source is None and "dataset" not in given and out is not None and (out / "config.json").is_file():
         source = out / "config.json"

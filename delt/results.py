@@ -138,7 +138,7 @@ def load(folder: Path | str) -> Run:
     Raises:
         RunError: there is no run in it.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
         raise RunError(f"no run at {path}: looked for config.json in it")
     return Run(path)
@@ -163,8 +163,9 @@ def load_all(folders: Iterable[Path | str]) -> dict[str, Run]:
 
 def _matches(folder: Path | str) -> list[Path]:
     """The folder itself, or the run folders that a pattern matches, in the order of their names."""
-    if Path(folder).exists() or not glob.has_magic(str(folder)):
-        return [Path(folder)]
+    folder = Path(folder).expanduser()
+    if folder.exists() or not glob.has_magic(str(folder)):
+        return [folder]
     found = [path for name in sorted(glob.glob(str(folder))) if ((path := Path(name)) / "config.json").is_file()]
     if not found:
         raise RunError(f"no run matches {folder}: looked for folders with a config.json in them")

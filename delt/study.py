@@ -59,7 +59,7 @@ def study(dataset: str, methods: Iterable[str], out: Path | str, ipcs: Iterable[
     """
     from delt import plots
 
-    folder, configs = Path(out), planned(dataset, methods, ipcs, given)
+    folder, configs = Path(out).expanduser(), planned(dataset, methods, ipcs, given)
     RunFolder(folder).require_no_run("a comparison")
     runs: dict[str, Run] = {}
     for name, config in configs.items():

@@ -66,7 +66,7 @@ def experiment(
         Stopped: a signal came (Ctrl-C, SIGTERM).
         DeltError: `out` cannot be used, or the run did not finish.
     """
-    folder = Path(out).resolve()
+    folder = Path(out).expanduser().resolve()
     cache.settle()
     RunFolder(folder).require_no_run("an experiment")
     _require_own(folder / f"{NAME}.ipynb")

@@ -69,7 +69,7 @@ def run_sweep(file: Path | str, out: Path | str | None = None, jobs: int | None 
     jobs = sweep.jobs if jobs is None else jobs
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs is {jobs}; at least 1 is needed")
-    folder = Path(out or SWEEPS / sweep.name).resolve()
+    folder = Path(out or SWEEPS / sweep.name).expanduser().resolve()
     cache.settle()
     RunFolder(folder).require_no_run("a sweep")
     for point in sweep.points:
