@@ -130,8 +130,12 @@ def check_options(command: str, function: Callable[..., None], arguments: Sequen
         ConfigError: naming the option, and the nearest ones or what is allowed.
     """
     known, places = _options(function)
-    words = iter(arguments)
+    words, loose = iter(arguments), []
     for word in words:
+        if not word.startswith("-"):
+            loose.append(word)
+        elif not word.startswith("--") and word != "-h":
+            raise ConfigError(f"unknown option '{word}' of `delt {command}`: options begin with two dashes; `delt {command} --help` explains all")
         name, given, value = word.removeprefix("--").partition("=")
         name = name.replace("_", "-")
         if not word.startswith("--") or name in ("", "help") or name.startswith("tyro-") or known.get(name.removeprefix("no-")) is bool:
@@ -139,7 +143,13 @@ def check_options(command: str, function: Callable[..., None], arguments: Sequen
         if name not in known:
             advice = f"leave out the word --{name}" if name in places else _advice(command, name, known)
             raise ConfigError(f"unknown option '--{name}' of `delt {command}`: {advice}")
-        _check_value(name, known[name], value if given else next(words, ""))
+        value = value if given else next(words, "--")
+        if not given and value.startswith("--"):
+            raise ConfigError(f"--{name} of `delt {command}` has no value: write it after it")
+        _check_value(name, known[name], value)
+    if command != "show" and len(loose) > len(places):  # which takes any number
+        allowed = f"one, {', '.join(places)}, and settings as --NAME VALUE" if places else "nothing of that kind"
+        raise ConfigError(f"`delt {command}` was given {', '.join(map(repr, loose))}; allowed is {allowed}")
 
 
 def _options(function: Callable[..., None]) -> tuple[dict[str, Any], set[str]]:
