@@ -6,6 +6,8 @@ delt show runs/a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import sys
@@ -279,10 +281,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+def _open_streams() -> None:
+    """Where a shell closed a stream (2>&-), write to nowhere: the next file to be opened would otherwise take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; our own errors become one line and their exit code."""
     warnings.showwarning = lambda message, *rest, **more: print(f"delt: {prefix()}warning: {visible(message)}", file=sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
             stream.reconfigure(errors="replace")  # a terminal of another encoding shows ? for what it does not know
@@ -308,8 +322,12 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:  # a path that cannot be: its name is too long, or a folder on the way may not be looked into
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if error.filename is None:  # our own files say so themselves
+            print(f"delt: {prefix()}what is printed cannot be written: {error.strerror}; the same command goes on where it was", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of it would fail again
+            sys.exit(2)
         print(f"delt: {prefix()}cannot use {visible(error.filename)}: {error.strerror}; choose another path", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

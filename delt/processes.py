@@ -24,7 +24,8 @@ def context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(LOADED)
-    resource_tracker.ensure_running()  # before the block, within which it would open this process's ears again
+    with unheard():  # a closed terminal would end it, which is deaf to Ctrl-C and SIGTERM by itself
+        resource_tracker.ensure_running()  # before the next block, within which it would open this process's ears again
     with unheard(signal.SIGTERM):  # a signal to all processes of a job would take the server, and with it what watches over the copies
         forkserver.ensure_running()
     return made
