@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -27,7 +28,31 @@ from delt.runtime import NOTHING, Emit
 
 PATIENCE = timedelta(minutes=10)  # for a rank that is late: hosts open a large data set at different speeds
 POLL = 0.02  # seconds between two looks at what others did
+BEAT = 5.0  # seconds between two signs of life of a rank
+SILENCE = 120.0  # seconds without one after which a rank is taken for lost
 FAREWELL = 3.0  # seconds that the first rank waits, where it failed, for others to write their checkpoints
+
+
+class Line:
+    """torchrun's store, as ranks speak through it; where it is gone, so is torchrun or the first host, and work stops with a checkpoint.
+
+    Raises:
+        Stopped: in place of an error of the network.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self.store, name)
+
+        def tried(*given: Any) -> Any:
+            try:
+                return call(*given)
+            except dist.DistError as error:
+                raise Stopped("torchrun, or the host of the first rank, was lost; the same command goes on where it was", exit_code=2) from error
+
+        return tried
 
 
 class World:
@@ -36,10 +61,12 @@ class World:
     every: ClassVar[float] = 0.5  # seconds between two reports of a rank's progress
 
     def __init__(self, rank: int, size: int, store: Any) -> None:
-        self.rank, self.size, self.store = rank, size, store
+        self.rank, self.size, self.store = rank, size, Line(store)
         self.stopping = False
         self._counts: dict[str, int] = {}
         self._heard, self._told, self._last = 0, dict[str, int](), time.monotonic()
+        self._looked = 0.0
+        self._beats: dict[int, tuple[int, float]] = {}  # of a rank that is waited for: how many, and since when so many
 
     @property
     def leads(self) -> bool:
@@ -86,6 +113,7 @@ class World:
     def _await(self, name: str, check: Callable[[], None]) -> Any:
         while not self.store.check([name]):
             check()
+            self._require([0])
             time.sleep(POLL)
         return json.loads(self.store.get(name))
 
@@ -97,16 +125,57 @@ class World:
             yield
             well = True
         finally:
-            self.store.set(self._next("call"), json.dumps({"end": well}))
-            if not well:
-                self.store.set("stop", "1")
-            until = time.monotonic() + FAREWELL
-            while self.store.add("left", 0) < self.size - 1 and time.monotonic() < until:
-                time.sleep(POLL)
+            with contextlib.suppress(Stopped):  # nobody is there any more
+                self.store.set(self._next("call"), json.dumps({"end": well}))
+                if not well:
+                    self.store.set("stop", "1")
+                until = time.monotonic() + FAREWELL
+                while self.store.add("left", 0) < self.size - 1 and time.monotonic() < until:
+                    time.sleep(POLL)
 
     def leave(self) -> None:
         """A follower: say that it writes nothing any more."""
-        self.store.add("left", 1)
+        with contextlib.suppress(Stopped):
+            self.store.add("left", 1)
+
+    # ------------------------------------------------------------------------------------------ who is still there
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """Give a sign of life every few seconds while the block runs: torchrun tells the hosts that are left nothing of one that is lost."""
+        ended, line = threading.Event(), self.store.store.clone()  # of its own: another call may wait for long
+
+        def beat() -> None:
+            with contextlib.suppress(dist.DistError):
+                while not ended.is_set():
+                    line.add(f"beat/{self.rank}", 1)
+                    ended.wait(BEAT)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(BEAT)
+
+    def _require(self, others: Iterable[int]) -> None:
+        """Who waits for other ranks looks now and then whether they live.
+
+        Raises:
+            Stopped: one has given no sign for long.
+        """
+        now = time.monotonic()
+        if now - self._looked < BEAT:
+            return
+        self._looked = now
+        for other in others:
+            count = self.store.add(f"beat/{other}", 0)
+            known, since = self._beats.get(other, (-1, now))
+            if count != known:
+                self._beats[other] = count, now
+            elif count and now - since > SILENCE:
+                raise Stopped(f"rank {other} was lost: no sign of it for {SILENCE:.0f} s; the same command goes on where it was", exit_code=2)
 
     # ------------------------------------------------------------------------------------------ sharing work
 
@@ -128,6 +197,7 @@ class World:
         while self.leads and self.store.add(name, 0) < self.size:
             self._hear(emit)
             emit(NOTHING)
+            self._require(range(1, self.size))
             time.sleep(POLL)
         if self.leads:
             self._hear(emit)
@@ -191,7 +261,7 @@ class World:
         """Make the process group of collective operations, where there is none yet."""
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            store = dist.PrefixStore("group", self.store)
+            store = dist.PrefixStore("group", self.store.store)
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
 
 
@@ -238,7 +308,8 @@ def joined(runtime: RuntimeConfig) -> Iterator[World | None]:
     store = dist.PrefixStore("delt", store)
     world = World(rank, size, dist.PrefixStore(greeted(store, rank, size), store))
     try:
-        yield world
+        with world.alive():
+            yield world
     finally:
         if not world.leads:
             world.leave()

@@ -233,3 +233,28 @@ def test_a_rank_that_nobody_meets_gives_up(monkeypatch: pytest.MonkeyPatch):
     for rank in (0, 1):
         with pytest.raises(RunError, match=f"rank {rank} waited 0:00:00.100000 for the 2 ranks of this run"):
             greeted(store, rank, 2)
+
+
+def test_a_rank_without_a_sign_of_life_is_lost(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(world, "BEAT", 0.01)
+    monkeypatch.setattr(world, "SILENCE", 0.1)
+    store = dist.HashStore()
+    leader, other = World(0, 2, store), World(1, 2, store)
+    with other.alive():
+        time.sleep(0.05)
+    with pytest.raises(Stopped, match="rank 1 was lost") as caught:
+        leader.meet(silent)
+    assert caught.value.exit_code == 2
+
+
+def test_where_the_store_is_gone_work_stops():
+    class Gone:
+        def add(self, *given: object) -> int:
+            raise dist.DistNetworkError("Broken pipe")
+
+        set = get = check = add
+
+    lost = World(1, 2, Gone())
+    with pytest.raises(Stopped, match="torchrun, or the host of the first rank, was lost"):
+        next(lost.deal(5, nothing))
+    lost.leave()
