@@ -325,7 +325,10 @@ def main(arguments: list[str] | None = None) -> None:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         if error.filename is None:  # our own files say so themselves
-            print(f"delt: {prefix()}what is printed cannot be written: {error.strerror}; the same command goes on where it was", file=sys.stderr)
+            print(
+                f"delt: {prefix()}what is printed cannot be written: {error.strerror}; the same command goes on where it was",
+                file=sys.stderr,
+            )
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of it would fail again
             sys.exit(2)
         print(f"delt: {prefix()}cannot use {visible(error.filename)}: {error.strerror}; choose another path", file=sys.stderr)

@@ -50,7 +50,9 @@ class Line:
             try:
                 return call(*given)
             except dist.DistError as error:
-                raise Stopped("torchrun, or the host of the first rank, was lost; the same command goes on where it was", exit_code=2) from error
+                raise Stopped(
+                    "torchrun, or the host of the first rank, was lost; the same command goes on where it was", exit_code=2
+                ) from error
 
         return tried
 
@@ -175,7 +177,9 @@ class World:
             if count != known:
                 self._beats[other] = count, now
             elif count and now - since > SILENCE:
-                raise Stopped(f"rank {other} was lost: no sign of it for {SILENCE:.0f} s; the same command goes on where it was", exit_code=2)
+                raise Stopped(
+                    f"rank {other} was lost: no sign of it for {SILENCE:.0f} s; the same command goes on where it was", exit_code=2
+                )
 
     # ------------------------------------------------------------------------------------------ sharing work
 
