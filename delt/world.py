@@ -144,7 +144,7 @@ class World:
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
-        """Give a sign of life every few seconds while the block runs: torchrun tells the hosts that are left nothing of one that is lost."""
+        """Give a sign of life every few seconds while the block runs: torchrun tells hosts nothing of another that is lost."""
         ended, line = threading.Event(), self.store.store.clone()  # of its own: another call may wait for long
 
         def beat() -> None:
