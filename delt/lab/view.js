@@ -102,7 +102,7 @@ function drawSchedule(svg, state) {
     add(svg, "text", { x: left + 10, y: top + bars - 12, class: "muted" }, `${Math.round(100 * state.saved)}% of the work is saved`);
   state.panels.forEach((one, k) => curvePanel(svg, one, x, top + bars + gap + k * (panel + gap), panel, total, state));
   const foot = height - 30;
-  for (const t of ticks(0, total, 8)) {
+  for (const t of ticks(0, total, 8).filter(Number.isInteger)) {
     add(svg, "line", { x1: x(t), x2: x(t), y1: foot, y2: foot + 4, class: "axis" });
     add(svg, "text", { x: x(t), y: foot + 15, "text-anchor": "middle" }, number(t));
   }
@@ -114,8 +114,8 @@ function drawSchedule(svg, state) {
 
 function bar(svg, state, k, x, upper, lower, named) {
   const join = x(state.joins[k]), end = x(state.iterations), middle = (upper + lower) / 2 + 4;
-  const box = { x: join, y: upper, width: end - join, height: lower - upper, class: "bar", ...paint("fill", state.colours[k]) };
-  const node = add(svg, "rect", box);
+  const box = { x: join, y: upper, width: end - join, height: lower - upper, ...paint("fill", state.colours[k]) };
+  const node = add(svg, "rect", { ...box, class: lower - upper > 4 ? "bar" : "bar thin" });
   const says = `sub-batch ${k + 1}: ${many(state.sizes[k], "image")}, joins at ${number(state.joins[k])}, ${many(state.updates[k], "update")}`;
   add(node, "title", {}, says);
   if (lower - upper > 11 && end - join > 14)
@@ -180,7 +180,7 @@ function drawCurves(svg, state) {
     add(svg, "line", { x1: left, x2: width - right, y1: y(scale(value)), y2: y(scale(value)), class: "grid" });
     add(svg, "text", { x: left - 6, y: y(scale(value)) + 4, "text-anchor": "end" }, number(value));
   }
-  for (const t of ticks(0, state.span[1], 6)) add(svg, "text", { x: x(t), y: top + tall + 16, "text-anchor": "middle" }, number(t));
+  for (const t of ticks(0, state.span[1], 6).filter(Number.isInteger)) add(svg, "text", { x: x(t), y: top + tall + 16, "text-anchor": "middle" }, number(t));
   add(svg, "line", { x1: left, x2: width - right, y1: top + tall, y2: top + tall, class: "axis" });
   add(svg, "text", { x: (left + width - right) / 2, y: top + tall + 31, "text-anchor": "middle" }, state.x);
   label(svg, 14, top + tall / 2, state.y);

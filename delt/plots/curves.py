@@ -69,7 +69,7 @@ def _bars(ax: Axes, schedule: Schedule) -> None:
     labelled = range(0, schedule.sub_batches, -(-schedule.sub_batches // LEGIBLE))
     for k, colour in enumerate(sub_batch_colours(schedule.sub_batches)):
         join, size, updates = schedule.joins[k], schedule.sizes[k], schedule.updates[k]
-        ax.add_patch(Rectangle((join, tops[k]), updates, size, facecolor=colour, edgecolor="white", linewidth=0.2 if thin else 1))
+        ax.add_patch(Rectangle((join, tops[k]), updates, size, facecolor=colour, edgecolor="none" if thin else "white"))
         at = tops[k] + size / 2
         if not thin and updates:
             ax.annotate(f"{k + 1}", (join, at), (4, 0), textcoords="offset points", va="center", color=on(colour), fontsize=7.5)
