@@ -60,6 +60,11 @@ def test_one_update_is_no_plural() -> None:
     assert [row["note"] for row in rows_state(plan(2, 2, 1, 2), [[0], [1]])] == ["2 updates", "1 update"]
 
 
+def test_a_stopped_run_says_the_updates_that_its_images_had() -> None:
+    rows = rows_state(plan(400, 5, 80, 5), [[k] for k in range(5)], 170)
+    assert [row["note"] for row in rows] == ["170 updates", "90 updates", "10 updates", "0 updates", "0 updates"]
+
+
 def a_frame(per_sub_batch: int) -> tuple[Frame, Tensor]:
     depth = (0, 1, 2) * per_sub_batch
     pixels = torch.randint(0, 256, (len(depth), 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

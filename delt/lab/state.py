@@ -68,13 +68,18 @@ def losses_state(losses: Losses, iterations: int, sub_batches: int) -> State:
     return {"x": "Iteration", "y": "Cross-entropy (nats)", "log": True, "span": [0, iterations], "lines": lines}
 
 
-def rows_state(schedule: Schedule, images: Iterable[Sequence[int]]) -> list[State]:
-    """A row per sub-batch that has images; `images` are the tiles of each."""
+def rows_state(schedule: Schedule, images: Iterable[Sequence[int]], end: int | None = None) -> list[State]:
+    """A row per sub-batch that has images; `images` are the tiles of each.
+
+    Args:
+        end: the last iteration there was, of a run that was stopped.
+    """
+    left = schedule.iterations - min(schedule.iterations, schedule.iterations if end is None else end)
     colours = sub_batch_colours(schedule.sub_batches)
     return [
         {
             "name": f"sub-batch {k + 1}",
-            "note": many(schedule.updates[k], "update"),
+            "note": many(max(0, schedule.updates[k] - left), "update"),
             "colour": colours[k],
             "join": schedule.joins[k],
             "images": list(tiles),
@@ -110,12 +115,13 @@ class Trajectory:
         picture, tile = sheet(images.transpose(0, 1))
         depth = self.snapshots.sub_batch[self.snapshots.labels == int(label)].sort().values
         tiles = [torch.nonzero(depth == k).squeeze(1).tolist() for k in range(self.schedule.sub_batches)]
+        iterations = self.iterations(label)
         return {
             "labels": self.labels,
             "names": {label: self.classes[int(label)] for label in self.labels},
-            "rows": rows_state(self.schedule, tiles),
+            "rows": rows_state(self.schedule, tiles, iterations[-1]),
             "tile": list(tile),
-            "iterations": self.iterations(label),
+            "iterations": iterations,
             "scrub": True,
         }, picture
 
