@@ -143,6 +143,21 @@ def test_one_run_at_a_time(explorer: ScheduleExplorer) -> None:
     assert not explorer.running and not explorer.run_button.disabled
 
 
+@pytest.mark.usefixtures("beat_each_step")
+def test_a_cell_that_is_run_again_keeps_the_reins(explorer: ScheduleExplorer) -> None:
+    explorer.turn("iterations", 2000)
+    panel = explorer.run()
+    wait(lambda: panel.live.frame)
+    again = ScheduleExplorer("digits", out=explorer.out, preset="smoke", ipc=5, iterations=100)
+    other = ScheduleExplorer("digits", out=explorer.out / "other", preset="smoke", ipc=5, iterations=100)
+    assert again.runs.children == (panel,) and again.run_button.disabled and not other.panels
+    panel.stop.click()
+    panel.live.join(60)
+    assert panel.live.status == "stopped" and not again.run_button.disabled and again.run() is not panel, "other settings are another run"
+    again.panels[-1].live.join(60)
+    assert not ScheduleExplorer("digits", out=explorer.out, preset="smoke").panels, "what ended is not taken over"
+
+
 def test_figure_and_page(explorer: ScheduleExplorer, tmp_path: Path) -> None:
     explorer.turn("sub_batches", 2)
     assert "5 images per class in 2 sub-batches" in explorer.figure().get_suptitle()

@@ -40,7 +40,8 @@ class RunPanel(ipywidgets.VBox):
         heard: Callable[[], None] = lambda: None,
         speed: Callable[[], Speed | None] = lambda: None,
     ) -> None:
-        self.live, self.heard, self.dials = LiveRun(config, out, self._hear, speed), heard, Dials.of(config)
+        self.config, self.dials, self.heard = config, Dials.of(config), heard
+        self.live = LiveRun(config, out, self._hear, speed)
         self.heading = ipywidgets.HTML(f"<b>{html.escape(self.dials.title)}</b>")
         self.words = ipywidgets.HTML(words(self.live.words))
         self.pause = self._button("Pause", "pause", self.live.pause)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import html
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ from delt.plots.style import many
 from delt.runtime import resolve
 
 RECORDED = 61  # snapshots of a run that is started here: the start, the end, and what is between
+NEWEST: weakref.WeakValueDictionary[Path, ScheduleExplorer] = weakref.WeakValueDictionary()
+"""The explorer that was opened last on each folder of runs."""
 HELP = {
     "iterations": "MI: pixel updates of the earliest images",
     "round_iterations": "RI: iterations between two joins",
@@ -71,6 +74,7 @@ class ScheduleExplorer(ipywidgets.VBox):
         self.panels: list[RunPanel] = []
         self._quiet, self._turn = False, threading.RLock()  # the picture is of the dials, whichever thread brings it up to date
         self._build()
+        self._take_over()
         self._show()
         self._measuring = threading.Thread(target=self._measure, name="delt speed", daemon=True)
         atexit.register(self._measuring.join, 10)  # a thread that is inside torch when Python ends would abort the process
@@ -93,6 +97,15 @@ class ScheduleExplorer(ipywidgets.VBox):
         picture = ipywidgets.HBox([self.view, self.numbers], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         super().__init__([controls, self.says, picture, self.runs])
         self.add_class("delt-schedule")
+
+    def _take_over(self) -> None:
+        """A cell that is run again keeps the reins of what the one before started: nobody else could stop it."""
+        before = NEWEST.get(self.out.resolve())
+        NEWEST[self.out.resolve()] = self
+        self.panels = [panel for panel in before.panels if panel.live.active] if before else []
+        self.runs.children = tuple(self.panels)
+        for panel in self.panels:
+            panel.heard = self._follow
 
     def _slider(self, name: str, top: int) -> ipywidgets.IntSlider:
         slider = ipywidgets.IntSlider(
@@ -209,7 +222,7 @@ class ScheduleExplorer(ipywidgets.VBox):
         """Start a synthesis with these dials in the background, beside the one before; a stopped one goes on."""
         if self.running:
             return self.panels[-1]
-        found = [panel for panel in self.panels if panel.dials == self.dials]
+        found = [panel for panel in self.panels if panel.config == self.config]
         panel = found[0] if found else RunPanel(self.config, self.out / self._folder, self._follow, self._measured)
         self.panels = [*(other for other in self.panels if other is not panel), panel][-2:]
         self.runs.children = tuple(self.panels)
