@@ -59,6 +59,8 @@ class Bars:
             self._open(event)
         elif "done" in event and self._bar is not None and event["stage"] == self._stage:
             self._bar.update(event["done"])
+            if self._bar.n >= self._bar.total:
+                self.close()  # else the last part, which tqdm shows at most every 0.3 s, would wait for the next bar
 
     def _open(self, event: dict[str, Any]) -> None:
         with contextlib.suppress(ImportError):

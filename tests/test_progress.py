@@ -24,6 +24,14 @@ def test_bars_show_work_and_messages(capsys):
     assert "random: recover" in captured.err and "60.0/100" in captured.err and "67" not in captured.err
 
 
+def test_a_bar_that_is_full_says_so_at_once(capsys):
+    bars = Bars()
+    bars({"stage": "evaluate", "total": 3, "unit": "img"})
+    for _ in range(3):
+        bars({"stage": "evaluate", "done": 1})
+    assert "100%" in capsys.readouterr().err, "though nobody closed it"
+
+
 def test_a_bar_that_nobody_reads_ends_all_the_same(monkeypatch):
     """It moves in another thread, as where workers are: tqdm's lock would be kept by the thread that could not write."""
     reader, writer = os.pipe()
