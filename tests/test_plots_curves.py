@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,13 @@ def test_one_update_is_no_plural() -> None:
 def test_the_white_area_says_what_is_saved_where_there_is_room(round_iterations: int, says: bool) -> None:
     bars = plots.schedule(plan(300, 3, round_iterations, 3)).axes[0]
     assert any("33% of the work" in text.get_text() for text in bars.texts) == says
+
+
+def test_sub_batches_that_have_not_joined_yet_have_their_colours() -> None:
+    """Of a run that was stopped: a sub-batch has one colour in all pictures."""
+    begun = replace(some_losses(), sub_batch=torch.arange(5))
+    colours = [line.get_color() for line in plots.losses(begun).axes[0].lines]
+    assert colours[:2] == plots.sub_batch_colours(5)[:2]
 
 
 def test_losses_are_means_over_groups() -> None:

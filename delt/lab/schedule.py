@@ -196,7 +196,7 @@ class ScheduleExplorer(ipywidgets.VBox):
             for k in range(schedule.sub_batches)
         ]
         facts = [f'<tr><td colspan="3">{html.escape(name)}</td><td>{html.escape(text)}</td></tr>' for name, text in self.facts()]
-        return f'<table class="delt-table">{head}{"".join(rows)}<tbody class="delt-facts">{"".join(facts)}</tbody></table>'
+        return f'<table class="delt-table"><tbody class="delt-facts">{"".join(facts)}</tbody>{head}{"".join(rows)}</table>'
 
     def _measure(self) -> None:
         """A short measurement, so that the prediction is no guess."""

@@ -110,7 +110,7 @@ def losses(snapshots: Snapshots) -> Figure:
     about = (marks if readings else "") + many(len(at), "reading")
     figure = picture("Losses while the images are optimised", about, 4.0)
     entropy, distance = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, 1])
-    count = max((len(reading["cross_entropy"]) for reading in readings), default=1)
+    count = max([1, *(len(reading["cross_entropy"]) for reading in readings), *(1 + snapshots.sub_batch).tolist()])
     colours = sub_batch_colours(count)
     for k in range(count):
         _line(
