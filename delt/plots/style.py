@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import textwrap
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -198,15 +199,20 @@ def fill(style: SetStyle) -> str:
 def class_ticks(ax: Axes, names: Sequence[str], level: int) -> None:
     """A tick per class with its name, slanted where all of them together have more than `level` letters."""
     shown = told_apart(names, CLASS_NAME)
-    slant = sum(map(len, names)) > level
+    slant = sum(map(_wide, names)) > level
     ax.set_xticks(range(len(shown)), shown, rotation=40 if slant else 0, ha="right" if slant else "center", rotation_mode="anchor")
     ax.tick_params(axis="x", length=0)
 
 
 def class_ticks_height(names: Sequence[str], level: int) -> float:
     """Inches that the names of `class_ticks` take below their axis."""
-    longest = min(CLASS_NAME, max(map(len, names), default=0))
-    return 0.1 + 0.042 * longest if sum(map(len, names)) > level else 0.15
+    longest = max((_wide(name[:CLASS_NAME]) for name in names), default=0)
+    return 0.1 + 0.042 * longest if sum(map(_wide, names)) > level else 0.15
+
+
+def _wide(name: str) -> int:
+    """Letters, of which those of East Asia and emoji count twice: they are drawn twice as wide."""
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in name)
 
 
 def blank(*axes: Axes) -> None:
