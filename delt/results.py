@@ -12,6 +12,7 @@ from typing import Any
 
 from delt import storage
 from delt.analysis.compare import Entry, data_name, entries, merged, table
+from delt.analysis.table import Lines
 from delt.artifacts.folder import RunFolder
 from delt.artifacts.ranking import FILE as RANKING
 from delt.artifacts.ranking import Ranking
@@ -89,7 +90,7 @@ class Run:
     def controls(self) -> dict[str, Run]:
         return {name: Run(self.path / "controls" / name) for name in RunFolder(self.path).controls()}
 
-    def table(self) -> str:
+    def table(self) -> Lines:
         """What its sets are worth and what they cost, as text; see `delt.analysis.compare.table`."""
         return table(compare({self.path.name: self}, controls=tuple(CONTROLS)))
 

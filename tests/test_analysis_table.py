@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from IPython.lib.pretty import pretty
+
 from delt.analysis.table import aligned, schedule_of, unusual_test, where_tested
 from delt.methods import configure
 
@@ -22,3 +24,9 @@ def test_columns_stand_under_their_heads_between_rules():
     lines = aligned(["a", "long head"], [["1", "x"], ["twenty", ""]], ["a note"]).splitlines()
     assert lines == ["a       long head", "-----------------", "1       x", "twenty", "-----------------", "a note"]
     assert aligned(["a"], [], []).splitlines() == ["a", "-", "-"]
+
+
+def test_a_notebook_keeps_the_lines_of_a_table() -> None:
+    shown = aligned(["run", "x"], [["<b>", "1"]], ["a note"])
+    assert "&lt;b&gt;  1" in shown._repr_html_() and "white-space: pre;" in shown._repr_html_()
+    assert pretty(shown) == str(shown), "in a terminal it is itself"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from delt import storage
 from delt.analysis.accuracy import KINDS, Accuracy, paired
 from delt.analysis.published import Published, distinct, published
-from delt.analysis.table import aligned, schedule_of, where_tested
+from delt.analysis.table import Lines, aligned, schedule_of, where_tested
 from delt.artifacts.scores import Score
 from delt.artifacts.soft_labels import FILE as SOFT_LABELS
 from delt.config import STAGES, RunConfig, flatten
@@ -314,7 +314,7 @@ def as_reported(entry: Entry) -> Accuracy | None:
     return (entry.best if recipe and recipe.report == "best" else entry.accuracy).get("soft")
 
 
-def table(found: Sequence[Entry]) -> str:
+def table(found: Sequence[Entry]) -> Lines:
     """The entries as plain tables, quality, cost and space, with what their columns mean and what cannot be compared below them."""
     robust, claimed = [robustness(found, entry) for entry in found], any(claims(entry) for entry in found)
     images = where_tested(entry.hold_out for entry in found)
@@ -345,7 +345,7 @@ def table(found: Sequence[Entry]) -> str:
     if sets:
         parts.append(_dense(COST, [_cost_of(entry) for entry in sets.values()], cost))
         parts.append(_dense(SPACE, [_space_of(entry) for entry in sets.values()], space))
-    return "\n".join(["\n\n".join(parts), *(f"! {line}" for line in caveats(found))])
+    return Lines("\n".join(["\n\n".join(parts), *(f"! {line}" for line in caveats(found))]))
 
 
 def _dense(heads: Sequence[str], lines: Sequence[Sequence[Any]], notes: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from delt.analysis.coverage import NEIGHBOURS, density_coverage
 from delt.analysis.diversity import Extractor, features_of, intra_class_cosine
-from delt.analysis.table import aligned
+from delt.analysis.table import Lines, aligned
 from delt.analysis.vendi import vendi_by_class, vendi_score
 from delt.artifacts.synthetic import SyntheticSet
 from delt.artifacts.teacher import TeacherCard
@@ -164,6 +164,6 @@ def notes(real: FeatureSet, neighbours: int = NEIGHBOURS) -> list[str]:
     ]
 
 
-def table(rows: Sequence[Measures], real: FeatureSet, neighbours: int = NEIGHBOURS) -> str:
+def table(rows: Sequence[Measures], real: FeatureSet, neighbours: int = NEIGHBOURS) -> Lines:
     """Sets as a plain table, with what its columns mean below it."""
     return aligned(list(HEADS.values()), map(cells, rows), notes(real, neighbours))

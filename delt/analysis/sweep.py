@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from delt.analysis.accuracy import KINDS, Accuracy, Difference, difference
-from delt.analysis.table import aligned, schedule_of, where_tested
+from delt.analysis.table import Lines, aligned, schedule_of, where_tested
 from delt.artifacts.scores import Score, Scores
 from delt.config import RunConfig
 
@@ -172,7 +172,7 @@ def flat(row: PointRow, names: Sequence[str]) -> dict[str, Any]:
     return cells | {"cosine": row.cosine.get(row.method), "img-it": row.work, "saved": row.saved, "seconds": row.seconds}
 
 
-def table(rows: Sequence[PointRow]) -> str:
+def table(rows: Sequence[PointRow]) -> Lines:
     """All points as a plain table; below it, what all of them share, and what its columns mean."""
     names = varying(rows)
     lines = [flat(row, names) for row in rows]

@@ -24,6 +24,7 @@ from delt import plots
 from delt.analysis.diversity import extractor_of, same_number
 from delt.analysis.embedding import tsne
 from delt.analysis.sets import HEADS, FeatureSet, Measures, cells, measured, notes, table
+from delt.analysis.table import Lines
 from delt.artifacts.teacher import Teacher
 from delt.data.images import RealSet
 from delt.data.load import open_set
@@ -234,7 +235,7 @@ class DiversityExplorer(ipywidgets.VBox):
         rows = [self.view.state["table"][dot] for dot in self.view.picked]
         return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
-    def table(self) -> str:
+    def table(self) -> Lines:
         """The numbers of all sets as text."""
         self._ready()
         return table(self.rows, self.real)
