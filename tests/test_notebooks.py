@@ -48,7 +48,7 @@ def test_notebooks_run(path, tmp_path):
     found = outputs(done)
     assert not [output for output in found if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert sum("image/png" in output.get("data", {}) for output in found) >= pictures
-    text = "".join("".join(output["text"]) for output in found if output["output_type"] == "stream")
+    text = "".join("".join(output.get("text") or output.get("data", {}).get("text/plain", "")) for output in found)
     assert all(word in text for word in words)
 
 

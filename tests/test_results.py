@@ -123,7 +123,8 @@ def test_the_notebook_compares_run_folders(smoke_run, tmp_path):
     execute(notebook, done, {"runs": [str(smoke_run.path)], "controls": ["random", "start"]})
     outputs = [output for cell in json.loads(done.read_text())["cells"] for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
-    assert any("one_sub_batch" not in text and "start" in text for output in outputs if (text := "".join(output.get("text", ""))))
+    texts = ["".join(output.get("data", {}).get("text/plain", "")) for output in outputs]
+    assert any("one_sub_batch" not in text and "start" in text for text in texts)
 
 
 def test_what_cannot_be_compared_is_refused(smoke_run):
