@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.util
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -357,7 +358,12 @@ def bench(
         variants: arithmetic of the teacher, with or without +compile; see VARIANTS for the default.
         smoke: a tiny network and tiny images, to see that everything runs.
         seconds: of each measurement, at least.
+
+    Raises:
+        ConfigError: `seconds` is no finite number above 0, or a precision is not of this device.
     """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigError(f"seconds is {seconds}; allowed is a finite number above 0")
     cpu = device_of(RuntimeConfig(device=device)).type == "cpu"
     plain = RuntimeConfig(device=device, threads=1 if cpu else None)
     chosen = {name: _variant(name, plain) for name in variants or VARIANTS["cpu" if cpu else "cuda"]}

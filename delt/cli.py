@@ -35,8 +35,6 @@ STAGES = {
 
 
 FROM_IMAGES = ("config", "method", "ipc", "iterations", "round_iterations", "sub_batches")  # settled by --images, as are rank_ and recover_
-
-
 PLACES = ("out", "config", "images")
 
 
@@ -62,8 +60,9 @@ def _configured(settings: Any) -> tuple[Any, Path]:
     from delt.methods import changed, configure
     from delt.results import read_config
 
-    places = {name: Path(value).expanduser() for name, value in flags_given(settings).items() if name in PLACES}  # no shell does in --out=~/a
-    given = _from_images(flags_given(settings) | places)
+    given = flags_given(settings)
+    given |= {name: Path(value).expanduser() for name, value in given.items() if name in PLACES}  # no shell does it in --out=~/a
+    given = _from_images(given)
     out, source = given.pop("out", None), given.pop("config", None)
     if source is None and "dataset" not in given and out is not None and (out / "config.json").is_file():
         source = out / "config.json"

@@ -128,7 +128,7 @@ def absolute(config: RunConfig) -> RunConfig:
     if dataset.startswith(OWN_FOLDER):
         dataset = OWN_FOLDER + str(Path(dataset.removeprefix(OWN_FOLDER)).expanduser().resolve())
     if weights != "train" and (place := Path(weights).expanduser()).exists():
-        weights = str(file_of(place).resolve())  # the file itself, whose hash says whether it is the one that a run began with
+        weights = str(place.resolve())
     return replace(
         config,
         dataset=dataset,
@@ -504,8 +504,8 @@ class Pipeline:
     def teacher_file(self) -> str:
         """sha256 of the file of weights that is the teacher; the recorded one where it is gone, since the run holds its teacher."""
         weights, records = self.config.teacher.weights, self.folder.records()
-        if os.path.isfile(weights):
-            return storage.sha256_file(Path(weights))
+        if weights != "train" and os.path.exists(weights):
+            return storage.sha256_file(file_of(Path(weights)))
         return str(records["squeeze"]["keys"].get("teacher_file", "")) if "squeeze" in records else ""
 
     def rank_keys(self, teacher: Teacher) -> Keys:

@@ -9,7 +9,7 @@ import statistics
 import pytest
 from scipy.stats import ttest_1samp
 
-from delt.analysis.accuracy import Accuracy, difference, paired
+from delt.analysis.accuracy import Accuracy, Difference, difference, paired
 from delt.artifacts.scores import Score
 from delt.errors import DataError
 
@@ -89,3 +89,7 @@ def test_other_seeds_are_not_paired(seeds):
 def test_a_single_student_beside_several_has_no_error():
     found = difference(Accuracy((80.0,)), Accuracy((70.0, 71.0)))
     assert found == (9.5, None, 0) and not found.clear and found.figures == "+9.50"
+
+
+def test_nothing_is_not_below_zero():
+    assert Difference(-0.004, 0.1, 5).figures == "+0.00 ± 0.10" and Difference(-0.006, 0.1, 5).figures == "-0.01 ± 0.10"

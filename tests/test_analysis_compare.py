@@ -247,6 +247,13 @@ def test_published_values_stand_beside_the_best_epoch_of_the_papers_recipe():
     assert caveats([a_claim()]) == []
 
 
+def test_published_values_of_another_teacher_are_said():
+    own, other = a_claim(backbone="resnet18"), a_claim(student="resnet101", backbone="resnet18")
+    assert caveats([own]) == []
+    assert caveats([own, other]) == ["published values are of a teacher like the student, and the teacher here is another: a (resnet101)"]
+    assert caveats([a_claim("paper:cda", "resnet50", name="cda", backbone="resnet18")]) == [], "one teacher for all students there"
+
+
 def test_published_values_stand_beside_the_last_epoch_of_another_recipe():
     values, off, _ = row_of(a_claim("common"))
     assert values == "46.8 / 59.2 ± 0.4" and off == f"{3.2:+.1f} / {-9.2 / math.hypot(1, 0.4):+.1f}"

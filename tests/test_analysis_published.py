@@ -17,7 +17,7 @@ def test_every_row_is_one_that_a_run_can_have():
     lines = FILE.read_text(encoding="utf-8").splitlines()
     assert len(every()) == len(lines) - 1 > 200 and len(set(lines)) == len(lines)
     for row in every():
-        assert row.dataset in DATASETS and row.student in architectures() and row.ipc in (1, 10, 50, 100, 200), row
+        assert row.dataset in DATASETS and row.student in architectures() and row.ipc in (1, 10, 20, 50, 100, 200), row
         assert 0 < row.top1 < 100 and (row.std is None or 0 < row.std < 10) and row.source, row
     assert {row.method for row in every()} == {"delt", "sre2l", "cda", "rded", "gvbsm", "fadrm", "fadrm+"}
 
@@ -36,6 +36,7 @@ def test_a_source_says_one_thing_about_one_cell():
         (("sre2l", "imagenet-1k", 50, "resnet101"), {"60.8", "57.6"}),
         (("sre2l", "tiny-imagenet", 1, "resnet18"), {"2.62"}),
         (("cda", "imagenet-1k", 200, "resnet50"), {"67.6"}),
+        (("cda", "imagenet-21k", 20, "resnet18"), {"26.4"}),
         (("gvbsm", "cifar100", 50, "convnet3"), {"45.7"}),
         (("fadrm", "imagenette", 10, "resnet18"), {"64.8"}),
         (("fadrm+", "imagenet-1k", 50, "resnet101"), {"66.2"}),

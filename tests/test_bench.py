@@ -114,6 +114,13 @@ def test_bad_input_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sizes is 'thirty'; allowed are whole numbers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_seconds_that_cannot_be_are_refused_before_anything_is_measured(seconds, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "--smoke", "--seconds", seconds])
+    assert "allowed is a finite number above 0" in capsys.readouterr().err
+
+
 def test_a_crop_is_the_same_as_the_plain_loops() -> None:
     """The loop's boxes are made of whole pixels inside the image, as those of the engine are."""
     loop = Rival(TINY, CPU, 4).loop

@@ -384,3 +384,20 @@ def test_a_path_that_cannot_be_is_one_line(command, tmp_path, capsys):
     words = {"sweep": [tmp_path / "sweep.yaml", "--out", place], "show": [place], "verify": [place]}
     code, _, errors = delt(capsys, *command.split(), *words.get(name, ["--preset", "smoke", "--out", place]))
     assert code == 2 and errors.startswith("delt: ") and errors.count("\n") == 1 and "aaaa" in errors
+
+
+@pytest.mark.parametrize("closed", ["0<&- 1>&- 2>&-", "2>&-"])
+def test_a_run_begins_where_streams_are_closed(tmp_path, closed):
+    """As where cron or a daemon starts it."""
+    line = f"exec {sys.executable} -m delt squeeze digits --preset smoke --out {tmp_path / 'a'} {closed}"
+    assert subprocess.run(["bash", "-c", line], check=False).returncode == 0
+    assert (tmp_path / "a" / "teachers" / "teacher.safetensors").is_file()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_a_full_disk_under_the_log_is_one_line(stream):
+    done = subprocess.run(["bash", "-c", f"exec {sys.executable} -m delt datasets {stream}>/dev/full"], capture_output=True, text=True)
+    if stream == "1":
+        assert done.returncode == 2 and "what is printed cannot be written: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -73,8 +73,11 @@ def test_another_set_moves_no_dot(explorer):
 
 def test_perplexity_moves_dots_and_features_change_numbers(explorer):
     places, cosine = explorer.places["delt"], explorer.rows[0].cosine
+    said = []
+    explorer.says.observe(lambda change: said.append(change["new"]), "value")
     explorer.perplexity_slider.value = 4
     explorer.join(60)
+    assert "t-SNE with perplexity 4 ..." in said[0] and "Measuring" not in said[0], "the features are those of before"
     assert not np.array_equal(places, explorer.places["delt"]) and explorer.rows[0].cosine == cosine
     explorer.features_choice.value = "convnet3"
     explorer.join(60)

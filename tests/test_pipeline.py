@@ -268,16 +268,16 @@ def test_a_teacher_for_other_classes_is_refused(smoke_run, tmp_path):
         delt.run(tiny(teacher_weights=str(own)), tmp_path / "run", listener=quiet)
 
 
-def test_a_saved_teacher_is_used(smoke_run, tmp_path):
-    done = delt.run(
-        tiny(teacher_weights=str(smoke_run.path / "teachers" / "teacher.safetensors")), tmp_path / "run", until="squeeze", listener=quiet
-    )
+@pytest.mark.parametrize("place", ["teachers/teacher.safetensors", "teachers", ""])
+def test_a_saved_teacher_is_used(smoke_run, tmp_path, place):
+    done = delt.run(tiny(teacher_weights=str(smoke_run.path / place)), tmp_path / "run", until="squeeze", listener=quiet)
     assert done.teacher.digest() == smoke_run.teacher.digest()
 
 
-def test_a_saved_teacher_that_was_replaced_is_noticed(smoke_run, tmp_path):
+@pytest.mark.parametrize("place", ["teacher.safetensors", ""])
+def test_a_saved_teacher_that_was_replaced_is_noticed(smoke_run, tmp_path, place):
     """By its content: it has the same path."""
-    teacher, config = smoke_run.teacher, tiny(teacher_weights=str(tmp_path / "w" / "teacher.safetensors"))
+    teacher, config = smoke_run.teacher, tiny(teacher_weights=str(tmp_path / "w" / place))
     teacher.save(tmp_path / "w")
     made = [delt.run(config, tmp_path / "run", until="squeeze", listener=quiet).teacher.digest() for _ in range(2)]
     other = copy.deepcopy(teacher.model)

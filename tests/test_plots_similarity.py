@@ -115,6 +115,13 @@ def test_the_mean_is_over_classes_that_have_one():
     assert "mean over 4 classes" in plots.class_similarity([few, toy(per_class=1, classes=5)]).texts[1].get_text()
 
 
+def test_pairs_that_are_all_alike_have_a_range_that_cosines_can_have():
+    found = toy()
+    (same, *_) = plots.pairs([dataclasses.replace(found, features=torch.ones(12, 6))], 1).axes
+    low, high = same.collections[0].get_clim()
+    assert low == pytest.approx(0.95) and high == 1.0
+
+
 def test_pairs_refuse_what_is_no_class():
     with pytest.raises(DataError, match="allowed are labels from 0 to 2"):
         plots.pairs([toy()], 3)

@@ -126,3 +126,11 @@ def test_shortened_names_are_told_apart() -> None:
         assert len(shown) == len(names) and all(len(look) <= most for look in shown)
         assert len(set(shown)) == len(set(names))
         assert all(look == name for name, look in zip(names, shown, strict=True) if len(name) <= most)
+
+
+def test_names_in_wide_letters_are_slanted_before_they_overlap() -> None:
+    for name, rotation in (("飛行機", 40), ("abc", 0)):
+        ax = style.picture("", "", 2.0).subplots()
+        style.class_ticks(ax, [name] * 10, 40)
+        assert {tick.get_rotation() for tick in ax.get_xticklabels()} == {rotation}
+        assert style.class_ticks_height([name] * 10, 40) == pytest.approx(0.1 + 0.042 * 6 if rotation else 0.15)

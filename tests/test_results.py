@@ -178,3 +178,15 @@ def test_a_flip_or_cut_in_any_kibibyte_of_any_artefact_is_noticed_by_its_own_loa
                 LOADERS[name](folder, smoke_run.teacher)
     path.write_bytes(whole)
     LOADERS[name](folder, smoke_run.teacher)
+
+
+def test_home_is_home_at_every_door(smoke_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(smoke_run.path, tmp_path / "own")
+    assert delt.load("~/own").path == tmp_path / "own" and list(load_all(["~/ow*"])) == ["own"]
+    done = delt.run(
+        delt.configure("digits", preset="smoke", teacher_weights="~/own"), "~/new", until="squeeze", listener=lambda event: None
+    )
+    assert done.path == tmp_path / "new" and done.teacher.digest() == smoke_run.teacher.digest()
+    assert not (tmp_path / "~").exists()

@@ -81,7 +81,8 @@ class Difference(NamedTuple):
     @property
     def figures(self) -> str:
         """The mean with its sign and its standard error."""
-        return f"{self.mean:+.2f}" if self.error is None else f"{self.mean:+.2f} ± {self.error:.2f}"
+        mean = f"{round(self.mean, 2) + 0.0:+.2f}"  # no -0.00
+        return mean if self.error is None else f"{mean} ± {self.error:.2f}"
 
     @property
     def remark(self) -> str:

@@ -63,6 +63,7 @@ class Entry:
     cosine: float | None = None  # intra-class, lower is more diverse
     features: str = ""  # what the cosine was measured in
     teacher: str = ""  # digest
+    backbone: str = ""  # the teacher's architecture, where it was trained here
     seconds: float | None = None  # of ranking, synthesis and stored labels
     machine: str = ""  # that they were measured on
     work: int | None = None  # image-iterations of the synthesis
@@ -129,6 +130,7 @@ def _cost(config: RunConfig, records: Records, classes: int) -> dict[str, Any]:
     schedule = schedule_of(config)
     return {
         "teacher": records.get("rank", {}).get("keys", {}).get("teacher", ""),
+        "backbone": config.teacher.arch if config.teacher.weights == "train" else "",
         "seconds": float(sum(record["seconds"] for record in made)),
         "work": schedule.image_iterations * classes,
         "saved": schedule.saved if schedule.iterations else None,
@@ -221,6 +223,8 @@ def caveats(found: Sequence[Entry]) -> list[str]:
         lines.append("cosines were measured in the features of different networks: they cannot be compared")
     if other := sorted({entry.run for entry in small if claims(entry) and not _as_published(entry)}):
         lines.append(f"students trained otherwise than the paper's own, so off does not judge the images alone: {', '.join(other)}")
+    if other := sorted({f"{entry.run} ({entry.protocol.student})" for entry in small if entry.protocol and _of_another_teacher(entry)}):
+        lines.append(f"published values are of a teacher like the student, and the teacher here is another: {', '.join(other)}")
     machines = sorted({entry.machine for entry in small if entry.seconds is not None and entry.machine})
     if len(machines) > 1:
         lines.append(f"seconds are of different machines ({'; '.join(machines)}): compare image-iterations")
@@ -294,6 +298,12 @@ def claims(entry: Entry) -> list[Published]:
     if not entry.own or entry.protocol is None or entry.ipc is None:
         return []
     return published(entry.set, entry.data, entry.ipc, entry.protocol.student)
+
+
+def _of_another_teacher(entry: Entry) -> bool:
+    """Whether its published values are of students whose teacher was a network like them (RDED's and DELT's tables), unlike here."""
+    alike = entry.set in ("delt", "rded") and bool(claims(entry))
+    return alike and entry.protocol is not None and entry.backbone not in ("", entry.protocol.student)
 
 
 def _as_published(entry: Entry) -> bool:

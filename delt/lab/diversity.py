@@ -133,7 +133,9 @@ class DiversityExplorer(ipywidgets.VBox):
         """Measure anew in the background; a newer wish replaces one that still waits."""
         self._turn += 1
         self.settled = False
-        self.says.value = words(f"Measuring in the features of {self.features_choice.value}, then t-SNE ...")
+        features = self.features_choice.value
+        first = "" if self._known[0] == features else f"Measuring in the features of {features}, then "
+        self.says.value = words(f"{first}t-SNE with perplexity {self.perplexity_slider.value:g} ...")
         args = (self._turn, self.features_choice.value, self.perplexity_slider.value)
         self._thread = threading.Thread(target=self._work, args=args, name="delt diversity", daemon=True)
         self._thread.start()

@@ -51,7 +51,7 @@ class LiveRun:
         heard: Callable[[], None] = lambda: None,
         speed: Callable[[], Speed | None] = lambda: None,
     ) -> None:
-        self.config, self.out, self.heard = replace(config, runtime=replace(config.runtime, workers=1)), Path(out), heard
+        self.config, self.out, self.heard = replace(config, runtime=replace(config.runtime, workers=1)), Path(out).expanduser(), heard
         self.schedule, self._measured = schedule_of(config), speed
         self.speed: Speed | None = None
         self.status, self.stage, self.error = "ready", "", ""

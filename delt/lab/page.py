@@ -79,7 +79,7 @@ def save_html(path: Path | str, title: str, about: str, views: Sequence[View], n
         start=START,
         views=json.dumps([_values(view) for view in views]).replace("<", "\\u003c"),  # no name can end the script
     )
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -65,7 +65,7 @@ class ScheduleExplorer(ipywidgets.VBox):
         check_names(self.base)
         if not self.base.recover.iterations:
             raise ConfigError("iterations is 0, so there is no schedule to explore; give at least 1")
-        self.out, self.dials, self.note = Path(out), Dials.of(self.base), ""
+        self.out, self.dials, self.note = Path(out).expanduser(), Dials.of(self.base), ""
         self.speed: Speed | None = None
         self._failed = False  # it could not be measured
         known = len(self.base.data.classes) or spec_of(self.base.dataset).count
@@ -83,7 +83,7 @@ class ScheduleExplorer(ipywidgets.VBox):
     # ------------------------------------------------------------------------------------------ the widget
 
     def _build(self) -> None:
-        tops = {"iterations": max(4000, 2 * self.dials.iterations), "ipc": max(50, 2 * self.dials.ipc)}
+        tops = {"iterations": max(4000, 2 * self.dials.iterations), "ipc": max(200, 2 * self.dials.ipc)}
         self.sliders = {name: self._slider(name, tops.get(name, 1)) for name in SHORT}
         self.run_button = ipywidgets.Button(description="Run", icon="play", button_style="primary", layout={"width": "88px"})
         self.run_button.add_class("delt-run")
@@ -113,7 +113,7 @@ class ScheduleExplorer(ipywidgets.VBox):
             1,
             max(top, getattr(self.dials, name)),
             description=SHORT[name],
-            tooltip=HELP[name],
+            tooltip=f"{HELP[name]}; beyond the end of the slider: turn({name!r}, NUMBER)",
             disabled=name in SCHEDULE and "sub_batches" in METHODS[self.base.method].locked,  # one round: there is nothing to turn
             style={"description_width": "28px"},
             layout={"width": "210px"},

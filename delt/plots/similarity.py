@@ -122,6 +122,7 @@ def pairs(sets: Sequence[FeatureSet], label: int, most: int = 50, features: str 
     matrices = [_without_diagonal(part) for part in parts]
     known = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices] or [np.zeros(1)])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    low, high = (low, high) if low < high else (max(-1.0, low - 0.05), min(1.0, high + 0.05))  # all alike: a bar beside them all the same
     marks = f"; a row and a column per image, the first {most} at most; white: the image itself" if len(known) else ""
     side = 6.0 / max(2, columns)
     figure = picture(f"Pairs of images of class {sets[0].classes[label]}", features + marks, lanes * (side + 0.35))
