@@ -135,9 +135,7 @@ def check_options(command: str, function: Callable[..., None], arguments: Sequen
         if not word.startswith("-"):
             loose.append(word)
         elif not word.startswith("--") and word != "-h":
-            raise ConfigError(
-                f"unknown option '{word}' of `delt {command}`: all begin with two dashes; `delt {command} --help` explains them"
-            )
+            raise ConfigError(f"unknown option '{word}' of `delt {command}`: they begin with two dashes (`delt {command} --help`)")
         name, given, value = word.removeprefix("--").partition("=")
         name = name.replace("_", "-")
         if not word.startswith("--") or name in ("", "help") or name.startswith("tyro-") or known.get(name.removeprefix("no-")) is bool:

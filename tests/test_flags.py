@@ -23,7 +23,7 @@ from delt.flags import SWITCHES, check_options
         ("run digits --ipc --seed 3", "--ipc of `delt run` has no value: write it after it$"),
         ("run digits foo", "`delt run` was given 'digits', 'foo'; allowed is one, dataset, and settings as --NAME VALUE$"),
         ("datasets foo", "`delt datasets` was given 'foo'; allowed is nothing of that kind$"),
-        ("run digits -x", "unknown option '-x' of `delt run`: all begin with two dashes"),
+        ("run digits -x", "unknown option '-x' of `delt run`: they begin with two dashes"),
         ("run digits --recover_lr x", "--recover-lr is 'x'; allowed is a number$"),
         ("run digits --precision fp8", "unknown value of --precision 'fp8': did you mean 'fp32'?"),
         ("run digits --evaluate-full maybe", "unknown value of --evaluate-full 'maybe': known are True, False$"),
