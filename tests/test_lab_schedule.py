@@ -163,6 +163,7 @@ def test_figure_and_page(explorer: ScheduleExplorer, tmp_path: Path) -> None:
     assert "5 images per class in 2 sub-batches" in explorer.figure().get_suptitle()
     page = explorer.save_html(tmp_path / "page.html").read_text()
     assert "EarlyLate: MI 100, RI 20, M 2, IPC 5" in page and "image-iterations per class" in page
+    assert "synthesis on this device" in page and "measuring" not in page, "a page cannot say it later"
 
 
 def test_a_configuration_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(os.path.abspath(path.expanduser()))
+        self.path = Path(os.path.abspath(Path(path).expanduser()))
         self._holder = self  # a control is held with the run around it
         self.lock: int | None = None  # the open file that is the lock, while the folder is held
         self._seen: dict[Path, tuple[tuple[int, int], Any]] | None = None  # of the holder, while it holds: see _once

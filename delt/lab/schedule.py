@@ -264,4 +264,6 @@ class ScheduleExplorer(ipywidgets.VBox):
         """Write the plan and its numbers as a page that works offline."""
         about = f"{self.base.method} on {self.base.dataset}: when each sub-batch of images joins, and what the plan costs."
         view = View(kind="schedule", state=schedule_state(self.dials.schedule, self.base.recover))
-        return save_html(path, f"EarlyLate: {self.dials.title}", about, [view], self.facts())
+        self._measuring.join(10)  # a page cannot say it later
+        facts = self.facts() if self.seconds is not None else self.facts()[:-1]
+        return save_html(path, f"EarlyLate: {self.dials.title}", about, [view], facts)
