@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from IPython.lib.pretty import pretty
 
-from delt.analysis.table import aligned, schedule_of, unusual_test, where_tested
+from delt.analysis.table import Lines, aligned, schedule_of, unusual_test, where_tested
 from delt.methods import configure
 
 
@@ -27,6 +29,8 @@ def test_columns_stand_under_their_heads_between_rules():
 
 
 def test_a_notebook_keeps_the_lines_of_a_table() -> None:
-    shown = aligned(["run", "x"], [["<b>", "1"]], ["a note"])
-    assert "&lt;b&gt;  1" in shown._repr_html_() and "white-space: pre;" in shown._repr_html_()
+    shown = aligned(["run", "x"], [["<b>", "1"], ["-", ""]], ["a note"])
+    found = re.findall(r"white-space: ([a-z-]+).*?>(.*?)</pre>", Lines(f"{shown}\n\n{shown}\n! more")._repr_html_(), re.DOTALL)
+    table = "run  x\n------\n&lt;b&gt;  1\n-\n------\n"
+    assert found == [("pre", table), ("pre-wrap", "a note\n\n"), ("pre", table), ("pre-wrap", "a note\n! more\n")]
     assert pretty(shown) == str(shown), "in a terminal it is itself"

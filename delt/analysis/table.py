@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,10 +14,31 @@ from delt.schedule import Schedule
 
 
 class Lines(str):
-    """Text that a notebook shows line by line: what is printed there is broken where the window ends, in the midst of a column."""
+    """Tables as text; a notebook scrolls them sideways and breaks the notes below them between words.
+
+    What is printed there is broken where the window ends, in the midst of a column.
+    """
 
     def _repr_html_(self) -> str:
-        return f'<pre style="white-space: pre; overflow-x: auto; margin: 0; font-size: 13px">{html.escape(self)}</pre>'
+        parts = []
+        for is_table, lines in itertools.groupby(zip(self._in_tables(), self.splitlines(), strict=True), operator.itemgetter(0)):
+            style = "white-space: pre; overflow-x: auto" if is_table else "white-space: pre-wrap"
+            text = html.escape("".join(f"{line}\n" for _, line in lines))  # the last newline is none on a page
+            parts.append(f'<pre style="{style}; margin: 0; font-size: 13px">{text}</pre>')
+        return "".join(parts)
+
+    def _in_tables(self) -> list[bool]:
+        """Of each line, whether it is of a table: heads, the rule below them, rows, another rule as long."""
+        lines, opening = self.splitlines(), 0
+        found = [False] * len(lines)
+        for k, line in enumerate(lines):
+            if line and not line.strip("-"):
+                if not opening:
+                    opening = k
+                elif len(line) == len(lines[opening]):
+                    found[opening - 1 : k + 1] = [True] * (k + 2 - opening)
+                    opening = 0
+        return found
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))
