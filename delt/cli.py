@@ -234,7 +234,7 @@ def bench(
         folder = Path("benchmarks/results")
         out = (folder if folder.is_dir() else Path()) / f"bench_{found['machine']['device'].split(':')[0]}.json"
     if out is not None:
-        write_json(out, found)
+        write_json(out.expanduser(), found)
         print(f"result    {out}")
 
 
@@ -287,7 +287,7 @@ def _open_streams() -> None:
             with contextlib.suppress(OSError):
                 os.fstat(number)
                 continue
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # by workers, too
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 

@@ -504,9 +504,12 @@ class Pipeline:
     def teacher_file(self) -> str:
         """sha256 of the file of weights that is the teacher; the recorded one where it is gone, since the run holds its teacher."""
         weights, records = self.config.teacher.weights, self.folder.records()
+        made = records["squeeze"]["keys"] if "squeeze" in records else {}
+        if made and "teacher_file" not in made and os.path.isdir(weights):
+            return ""  # of a run from before folders were hashed
         if weights != "train" and os.path.exists(weights):
             return storage.sha256_file(file_of(Path(weights)))
-        return str(records["squeeze"]["keys"].get("teacher_file", "")) if "squeeze" in records else ""
+        return str(made.get("teacher_file", ""))
 
     def rank_keys(self, teacher: Teacher) -> Keys:
         keys = self.keys("ipc", "seed", prefix="rank_") | {"teacher": teacher.digest()}

@@ -68,7 +68,7 @@ class World:
         self._counts: dict[str, int] = {}
         self._heard, self._told, self._last = 0, dict[str, int](), time.monotonic()
         self._looked = 0.0
-        self._beats: dict[int, tuple[int, float]] = {}  # of a rank that is waited for: how many, and since when so many
+        self._beats: dict[int, tuple[int, int]] = {}  # of a rank that is waited for: how many, and looks that saw no more
 
     @property
     def leads(self) -> bool:
@@ -173,10 +173,10 @@ class World:
         self._looked = now
         for other in others:
             count = self.store.add(f"beat/{other}", 0)
-            known, since = self._beats.get(other, (-1, now))
-            if count != known:
-                self._beats[other] = count, now
-            elif count and now - since > SILENCE:
+            known, looks = self._beats.get(other, (-1, 0))
+            looks = looks + 1 if count == known else 0  # no time: all may have been suspended together
+            self._beats[other] = count, looks
+            if count and looks * BEAT > SILENCE:
                 raise Stopped(
                     f"rank {other} was lost: no sign of it for {SILENCE:.0f} s; the same command goes on where it was", exit_code=2
                 )

@@ -154,6 +154,7 @@ def test_a_cell_that_is_run_again_keeps_the_reins(explorer: ScheduleExplorer) ->
     panel.stop.click()
     panel.live.join(60)
     assert panel.live.status == "stopped" and not again.run_button.disabled and again.run() is not panel, "other settings are another run"
+    assert not explorer.run_button.disabled, "the one before may still be on the page"
     again.panels[-1].live.join(60)
     assert not ScheduleExplorer("digits", out=explorer.out, preset="smoke").panels, "what ended is not taken over"
 

@@ -113,7 +113,7 @@ for clocks, groups, size, channels, dtype in ((1, 3, 9, 3, torch.float32), (2, 2
     length[0], start[0] = size, 0
     flips = of(each, most=2).bool()
     rows, cols = (axis_operator(start, length, size, own, of(each, most=size)).unflatten(0, (clocks, groups)) for own in (None, flips))
-    held = torch.stack([taps(rows), taps(cols)], -3)
+    held = torch.stack([taps(rows), taps(cols)], -3).float()
     place = of(n, most=clocks) if clocks > 1 else None
     images, pull = normal(n * groups, channels, size, size), normal(n * groups, channels, size, size).to(dtype)
     given = images.double().requires_grad_()
@@ -241,7 +241,7 @@ for shape, groups in (((70, 64, 32, 32), 10), ((6, 3, 5, 7), 2)):
 images, one = torch.randn(6, 3, 32, 32), torch.ones(1, 1, 1, 1)
 kernels.shuffled(kernels.unshuffled(images.half().contiguous(memory_format=torch.channels_last), 3, 16), 3, 32, 32, 3)
 for clocks in (1, 2):
-    operators = torch.zeros(clocks, 2, 32, 32), torch.zeros(clocks, 2, 32, 32), torch.zeros(clocks, 2, 2, 4, 32, dtype=torch.int32)
+    operators = torch.zeros(clocks, 2, 32, 32), torch.zeros(clocks, 2, 32, 32), torch.zeros(clocks, 2, 2, 4, 32)
     place = torch.zeros(3, dtype=torch.long) if clocks > 1 else None
     kernels.warped(kernels.warped(images, operators, place, torch.float16), operators, place, torch.float32, back=True)
 kernels.adam(images, (images, images), images, (one, one), (one.expand(1, 3, 1, 1),) * 2, (0.5, 0.9), 1e-8, torch.tensor(True))

@@ -291,6 +291,15 @@ def test_a_saved_teacher_that_was_replaced_is_noticed(smoke_run, tmp_path, place
     assert made == [teacher.digest()] * 3
 
 
+def test_a_run_from_before_folders_of_weights_were_hashed_goes_on(smoke_run, tmp_path, monkeypatch):
+    smoke_run.teacher.save(tmp_path / "w")
+    config = tiny(teacher_weights=str(tmp_path / "w"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Pipeline, "teacher_file", "")
+        delt.run(config, tmp_path / "run", until="squeeze", listener=quiet)
+    assert delt.run(config, tmp_path / "run", until="squeeze", listener=quiet).teacher.digest() == smoke_run.teacher.digest()
+
+
 # ---------------------------------------------------------------- the same bits, whatever happens
 
 

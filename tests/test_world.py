@@ -247,6 +247,24 @@ def test_a_rank_without_a_sign_of_life_is_lost(monkeypatch: pytest.MonkeyPatch):
     assert caught.value.exit_code == 2
 
 
+def test_ranks_that_were_suspended_together_are_not_lost(monkeypatch: pytest.MonkeyPatch):
+    """The first that wakes looks before the others have said anything, however late it is."""
+    now = [0.0]
+    monkeypatch.setattr(world.time, "monotonic", lambda: now[0])
+    store = dist.HashStore()
+    leader = World(0, 2, store)
+    store.add("beat/1", 1)
+    for minutes in (1, 2, 60, 120):
+        now[0] = 60.0 * minutes
+        leader._require([1])
+    for _ in range(int(world.SILENCE / world.BEAT) - 3):
+        now[0] += world.BEAT
+        leader._require([1])
+    now[0] += world.BEAT
+    with pytest.raises(Stopped, match="rank 1 was lost: no sign of it for 120 s"):
+        leader._require([1])
+
+
 def test_where_the_store_is_gone_work_stops():
     class Gone:
         def add(self, *given: object) -> int:

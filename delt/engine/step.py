@@ -98,7 +98,7 @@ class Inputs:
 
     rows: Tensor  # [K,G,H,H], K crops per group: one, or one per active sub-batch
     cols: Tensor  # [K,G,W,W]
-    taps: Tensor  # int32 [K,G,2,4,H], what `taps` finds in both; [K,G,0] where no kernel asks for it
+    taps: Tensor  # [K,G,2,4,H], what `taps` finds in both; [K,G,0] where no kernel asks for it
     rate: Tensor  # step size, corrected for the first moment's start from zero: [1,1,1,1] or [N,1,1,1]
     widen: Tensor  # correction of the root of the second moment, likewise
 
@@ -286,10 +286,10 @@ class Step:
         most = max(1, SPAN_BYTES // (clocks * self.groups * 8 * side * side))
         stop = min(t + most, min(end for end in ends if end > t))
         rows, cols = self.draws.crops(t, stop).operators(self.device)
-        held = torch.stack([taps(rows), taps(cols)], -3) if self.quick else rows.new_empty(*rows.shape[:3], 0, dtype=torch.int32)
+        held = torch.stack([taps(rows), taps(cols)], -3) if self.quick else rows.new_empty(*rows.shape[:3], 0)
         dtype = self.start.dtype
         rate, widen = (send(part.to(dtype), self.device) for part in self.factors(t, stop))
-        return Span(t, stop, Inputs(rows.to(dtype), cols.to(dtype), held, rate, widen))
+        return Span(t, stop, Inputs(rows.to(dtype), cols.to(dtype), held.to(dtype), rate, widen))  # one dtype: one kernel copies them
 
     def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Adam's two factors for iterations with the same active images, float64 [T,1,1,1,1] or [T,N,1,1,1].

@@ -10,7 +10,7 @@ import atexit
 import html
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,16 @@ class ScheduleExplorer(ipywidgets.VBox):
         self.panels = [panel for panel in before.panels if panel.live.active] if before else []
         self.runs.children = tuple(self.panels)
         for panel in self.panels:
-            panel.heard = self._follow
+            panel.heard = self._beside(panel.heard)
+
+    def _beside(self, other: Callable[[], None]) -> Callable[[], None]:
+        """Both hear: the explorer before may still be on the page."""
+
+        def heard() -> None:
+            other()
+            self._follow()
+
+        return heard
 
     def _slider(self, name: str, top: int) -> ipywidgets.IntSlider:
         slider = ipywidgets.IntSlider(

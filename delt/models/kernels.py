@@ -218,8 +218,9 @@ def _warped(  # type: ignore[no-untyped-def]
     here = at < pixels * CHANNELS
     pixel, channel = (at % pixels, at // pixels) if BACK else (at // CHANNELS, at % CHANNELS)
     i, j = pixel // SIZE, pixel % SIZE
-    first, many = tl.load(lines + i, mask=here, other=0), tl.load(lines + SIZE + i, mask=here, other=0)
-    left, wide = tl.load(lines + 4 * SIZE + j, mask=here, other=0), tl.load(lines + 5 * SIZE + j, mask=here, other=0)
+    first, many = tl.load(lines + i, mask=here, other=0).to(tl.int32), tl.load(lines + SIZE + i, mask=here, other=0).to(tl.int32)
+    left = tl.load(lines + 4 * SIZE + j, mask=here, other=0).to(tl.int32)
+    wide = tl.load(lines + 5 * SIZE + j, mask=here, other=0).to(tl.int32)
     source = x + image.to(tl.int64) * pixels * CHANNELS
     found = tl.zeros((NUMBERS,), tl.float32)
     for down in range(tl.max(many)):
@@ -471,7 +472,7 @@ def warped(x: Tensor, operators: tuple[Tensor, Tensor, Tensor], place: Tensor | 
 
     Args:
         x: contiguous; with `back` channels-last, and what comes out is contiguous.
-        operators: rows and columns, float32 [K,G,H,H] and alike in strides, and `delt.data.augment.taps` of both, int32 [K,G,2,4,H];
+        operators: rows and columns, float32 [K,G,H,H] and alike in strides, and `delt.data.augment.taps` of both [K,G,2,4,H];
             image i is of group i % G.
         place: which of the K image i has, at i // G of int64 [N / G]; None where K is 1.
     """
