@@ -163,14 +163,17 @@ def timed(work: Callable[[], object], device: torch.device, seconds: float, leas
     return statistics.median(found)
 
 
-def ceilings(runtime: RuntimeConfig, seconds: float = 1.0) -> dict[str, float]:
-    """What this device can do: a large matrix product in the arithmetic of `runtime`, and a large copy (bytes read plus written)."""
+def ceilings(runtime: RuntimeConfig, seconds: float = 1.0, smoke: bool = False) -> dict[str, float]:
+    """What this device can do: a large matrix product in the arithmetic of `runtime`, and a large copy (bytes read plus written).
+
+    Args:
+        smoke: small ones, which say little of the device.
+    """
     device = device_of(runtime)
-    large = device.type == "cuda"
     dtype = HALVES.get(runtime.precision, torch.float32)
-    side = 8192 if large else 1024
+    side, numbers = (128, 2**20) if smoke else (8192, 2**30) if device.type == "cuda" else (1024, 2**26)
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    source = torch.randn(2**30 if large else 2**26, device=device)
+    source = torch.randn(numbers, device=device)
     target = torch.empty_like(source)
     with settings(runtime):
         product = timed(lambda: left @ right, device, seconds)
@@ -374,7 +377,7 @@ def bench(
         entry["launches"] = count_launches(load, next(iter(chosen.values())))
         for name, runtime in chosen.items():
             entry["variants"][name] = measured = rounds(load, runtime)
-            measured["ceilings"] = ceilings(runtime, load.seconds)
+            measured["ceilings"] = ceilings(runtime, load.seconds, smoke)
             print(line(size, name, measured), flush=True)
             release()
         entry["against_reference"] = against_reference(load, chosen)
