@@ -33,4 +33,5 @@ def test_a_notebook_keeps_the_lines_of_a_table() -> None:
     found = re.findall(r"white-space: ([a-z-]+).*?>(.*?)</pre>", Lines(f"{shown}\n\n{shown}\n! more")._repr_html_(), re.DOTALL)
     table = "run  x\n------\n&lt;b&gt;  1\n-\n------\n"
     assert found == [("pre", table), ("pre-wrap", "a note\n\n"), ("pre", table), ("pre-wrap", "a note\n! more\n")]
+    assert shown._repr_html_().count("monospace") == shown._repr_html_().count("<pre")
     assert pretty(shown) == str(shown), "in a terminal it is itself"

@@ -12,6 +12,8 @@ from delt.config import RunConfig
 from delt.errors import visible
 from delt.schedule import Schedule
 
+LETTERS = "margin: 0; font: 13px Menlo, Consolas, 'DejaVu Sans Mono', monospace"  # a page's own style may not have columns in mind
+
 
 class Lines(str):
     """Tables as text; a notebook scrolls them sideways and breaks the notes below them between words.
@@ -24,7 +26,7 @@ class Lines(str):
         for is_table, lines in itertools.groupby(zip(self._in_tables(), self.splitlines(), strict=True), operator.itemgetter(0)):
             style = "white-space: pre; overflow-x: auto" if is_table else "white-space: pre-wrap"
             text = html.escape("".join(f"{line}\n" for _, line in lines))  # the last newline is none on a page
-            parts.append(f'<pre style="{style}; margin: 0; font-size: 13px">{text}</pre>')
+            parts.append(f'<pre style="{style}; {LETTERS}">{text}</pre>')
         return "".join(parts)
 
     def _in_tables(self) -> list[bool]:
