@@ -6,7 +6,6 @@ delt show runs/a
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
@@ -282,13 +281,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _open_streams() -> None:
     """Where a shell closed a stream (2>&-), write to nowhere: the next file to be opened would otherwise take its number."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            with contextlib.suppress(OSError):
-                os.fstat(number)
-                continue
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # by workers, too
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: its own
+            os.set_inheritable(number, True)  # by workers, too
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def _say(words: str) -> None:
+    """The last words of a command; where they cannot be written either, as on a full disk, its exit code stays what it is."""
+    try:
+        print(words, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -315,25 +320,22 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except DeltError as error:
         if error.exit_code:  # 0: this process only followed another, which has said why
-            print(f"delt: {prefix()}{visible(error)}", file=sys.stderr)
+            _say(f"delt: {prefix()}{visible(error)}")
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:  # a path that cannot be: its name is too long, or a folder on the way may not be looked into
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        if error.filename is None:  # our own files say so themselves
-            print(
-                f"delt: {prefix()}what is printed cannot be written: {error.strerror}; the same command goes on where it was",
-                file=sys.stderr,
-            )
+        if error.filename is not None:
+            _say(f"delt: {prefix()}cannot use {visible(error.filename)}: {error.strerror}; choose another path")
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):  # what is printed: our own files say so themselves
+            _say(f"delt: {prefix()}what is printed cannot be written: {error.strerror}; the same command goes on where it was")
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of it would fail again
-            sys.exit(2)
-        print(f"delt: {prefix()}cannot use {visible(error.filename)}: {error.strerror}; choose another path", file=sys.stderr)
+        else:
+            raise
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ndelt: stopped; the same command goes on where it was", file=sys.stderr)
+        _say("\ndelt: stopped; the same command goes on where it was")
         sys.exit(130)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,26 @@ class Crops:
         rows = axis_operator(top, height, self.size, shift=shifts[:, 0])
         cols = axis_operator(left, width, self.size, flips, shifts[:, 1])
         return rows.unflatten(0, shape), cols.unflatten(0, shape)
+
+
+Operators = tuple[Tensor, Tensor, Tensor]  # rows [K,G,H,H], cols, and what `taps` finds in both [K,G,2,4,H]
+
+
+class Warped(torch.autograd.Function):
+    """`warp` of images and the cast to what a network takes, by the kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, operators: Operators, place: Tensor | None, dtype: torch.dtype) -> Tensor:
+        from delt.models import kernels
+
+        ctx.operators, ctx.place, ctx.dtype = operators, place, images.dtype
+        return kernels.warped(images, operators, place, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        from delt.models import kernels
+
+        return kernels.warped(grads[0], ctx.operators, ctx.place, ctx.dtype, back=True), None, None, None
 
 
 class Draws:

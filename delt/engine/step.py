@@ -27,7 +27,7 @@ from delt.artifacts.teacher import Teacher
 from delt.data.augment import taps, warp
 from delt.data.images import denormalise
 from delt.densification import densification
-from delt.engine.draws import BLOCK, Draws
+from delt.engine.draws import BLOCK, Draws, Operators, Warped
 from delt.engine.memory import Split
 from delt.engine.pack import PackTask, Unit
 from delt.engine.pixels import kept_pixels, resized, small_side, starting_images
@@ -70,26 +70,6 @@ class State:
         self.past = {int(name[5:]): value.to(device) for name, value in tensors.items() if name.startswith("past/")}
         self.recorded = [tensors[f"recorded/{s}"] for s in range(sum(name.startswith("recorded/") for name in tensors))]
         self.readings, self.t = meta["readings"], meta["t"]
-
-
-Operators = tuple[Tensor, Tensor, Tensor]  # rows, cols and taps of `Inputs`, of some groups
-
-
-class Warped(torch.autograd.Function):
-    """`warp` of images and the cast to what a network takes, by the kernel."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, operators: Operators, place: Tensor | None, dtype: torch.dtype) -> Tensor:
-        from delt.models import kernels
-
-        ctx.operators, ctx.place, ctx.dtype = operators, place, images.dtype
-        return kernels.warped(images, operators, place, dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        from delt.models import kernels
-
-        return kernels.warped(grads[0], ctx.operators, ctx.place, ctx.dtype, back=True), None, None, None
 
 
 @dataclass(frozen=True)

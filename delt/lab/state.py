@@ -74,12 +74,12 @@ def rows_state(schedule: Schedule, images: Iterable[Sequence[int]], end: int | N
     Args:
         end: the last iteration there was, of a run that was stopped.
     """
-    left = schedule.iterations - min(schedule.iterations, schedule.iterations if end is None else end)
+    end = schedule.iterations if end is None else min(end, schedule.iterations)
     colours = sub_batch_colours(schedule.sub_batches)
     return [
         {
             "name": f"sub-batch {k + 1}",
-            "note": many(max(0, schedule.updates[k] - left), "update"),
+            "note": many(max(0, end - schedule.joins[k]), "update"),
             "colour": colours[k],
             "join": schedule.joins[k],
             "images": list(tiles),

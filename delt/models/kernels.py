@@ -341,20 +341,9 @@ def applied(x: Tensor, scale: Tensor, shift: Tensor, other: Tensor | None = None
     total, wide = x.numel() // channels, _width(channels)
     out, other = torch.empty_like(x), None if other is None else other.contiguous(memory_format=torch.channels_last)
     _launch(
-        _applied,
-        (-(-total // ROWS), -(-channels // wide)),
-        x,
-        x if other is None else other,
-        scale,
-        shift,
-        out,
-        total,
-        channels,
-        ADD=other is not None,
-        RELU=relu,
-        ROWS=ROWS,
-        WIDTH=wide,
-    )
+        _applied, (-(-total // ROWS), -(-channels // wide)),
+        x, x if other is None else other, scale, shift, out, total, channels, ADD=other is not None, RELU=relu, ROWS=ROWS, WIDTH=wide,
+    )  # fmt: skip
     return out
 
 
@@ -405,23 +394,9 @@ def pooled(x: Tensor, kernel: int, stride: int, pad: int) -> tuple[Tensor, Tenso
     out = torch.empty(count, channels, high, wide, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     chosen, total, across = torch.empty_like(out, dtype=torch.uint8), count * high * wide, _width(channels)
     _launch(
-        _pooled,
-        (-(-total // ROWS), -(-channels // across)),
-        x,
-        out,
-        chosen,
-        height,
-        width,
-        high,
-        wide,
-        total,
-        channels,
-        KERNEL=kernel,
-        STRIDE=stride,
-        PAD=pad,
-        ROWS=ROWS,
-        WIDTH=across,
-    )
+        _pooled, (-(-total // ROWS), -(-channels // across)),
+        x, out, chosen, height, width, high, wide, total, channels, KERNEL=kernel, STRIDE=stride, PAD=pad, ROWS=ROWS, WIDTH=across,
+    )  # fmt: skip
     return out, chosen
 
 
@@ -509,19 +484,6 @@ def adam(
     pixels, own, alive = height * width, max(map(len, factors)), well.view(torch.uint8)
     rate, widen = (part.expand(own, 1, 1, 1).contiguous() for part in factors)
     _launch(
-        _adam,
-        (count * channels, -(-pixels // BLOCK)),
-        images,
-        *moments,
-        gradient,
-        rate,
-        widen,
-        *bounds,
-        alive,
-        *betas,
-        eps,
-        pixels,
-        channels,
-        OWN_RATE=own > 1,
-        BLOCK=BLOCK,
-    )
+        _adam, (count * channels, -(-pixels // BLOCK)),
+        images, *moments, gradient, rate, widen, *bounds, alive, *betas, eps, pixels, channels, OWN_RATE=own > 1, BLOCK=BLOCK,
+    )  # fmt: skip

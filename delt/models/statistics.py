@@ -224,13 +224,11 @@ class FrozenNorm(nn.BatchNorm2d):
             out = again = kernels.applied(x, self.scale, self.shift, other, relu)
         elif self.watch is None:
             out = again = self.plain(x, other, relu)
-        elif fits:
-            out, mean, var, again, sums = Watched.apply(x, self, self.groups, other, relu, twice)
-            self.watch(x, mean, var, sums)
         else:
-            out, mean, var, _, sums = Watched.apply(x, self, self.groups, None, False, False)
+            out, mean, var, again, sums = Watched.apply(x, self, self.groups, other if fits else None, relu and fits, twice and fits)
             self.watch(x, mean, var, sums)
-            out = again = _followed(out, other, relu)
+            if not fits:
+                out = again = _followed(out, other, relu)
         return (out, again) if twice else out
 
 
