@@ -24,7 +24,7 @@ class Lines(str):
     def _repr_html_(self) -> str:
         parts = []
         for is_table, lines in itertools.groupby(zip(self._in_tables(), self.splitlines(), strict=True), operator.itemgetter(0)):
-            style = "white-space: pre; overflow-x: auto" if is_table else "white-space: pre-wrap"
+            style = "white-space: pre; overflow-x: auto" if is_table else "white-space: pre-wrap; word-break: normal"
             text = html.escape("".join(f"{line}\n" for _, line in lines))  # the last newline is none on a page
             parts.append(f'<pre style="{style}; {LETTERS}">{text}</pre>')
         return "".join(parts)
